@@ -1,1 +1,27 @@
-//! kernels
+//! Operations of a packed multi-LoRA training step on typed buffers.
+//!
+//! Owns the backend seam ([`backend`]) and one module per operation family: `mod.rs` is the contract
+//! (arguments in a struct, shapes checked once, forward and backward side by side), `cpu.rs` the CPU
+//! implementation. Knows no user, file, MPI rank or model name. Start reading at [`backend::Backend`],
+//! then [`linear`] and [`lora`].
+//!
+//! Shape letters: `t` packed token rows, `d` input width, `n` output width, `r` LoRA rank, `s` segments,
+//! `v` vocabulary, `h` query heads, `g` key/value heads, `e` head width.
+
+pub mod activation;
+pub mod attention;
+pub mod backend;
+pub mod cpu;
+pub mod embedding;
+pub mod error;
+pub mod linear;
+pub mod lora;
+pub mod loss;
+pub mod norm;
+pub mod optim;
+pub mod random;
+pub mod rope;
+
+pub use backend::{Backend, Mat, MatMut};
+pub use cpu::Cpu;
+pub use error::{Error, Result};

@@ -1,0 +1,137 @@
+//! The seam: where buffers live and how bytes get there.
+//!
+//! A backend owns memory; the operation traits (one small trait per family) are implemented on it.
+//! Routing tables (segments, sequences, indices) are plain-data elements, so they travel as ordinary
+//! buffers: written once per pack, read by every layer.
+
+use crate::error::{Result, check_len};
+
+/// A plain-data element that a buffer can hold.
+pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug {}
+impl<T: bytemuck::Pod + Send + Sync + std::fmt::Debug> Element for T {}
+
+/// A buffer of one backend.
+pub trait Buffer: Send + Sync + std::fmt::Debug {
+    /// Number of elements.
+    fn len(&self) -> usize;
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Memory of one device.
+pub trait Backend: Send + Sync + std::fmt::Debug + 'static {
+    /// Element of activations: `f32` on the CPU, `bf16` on CUDA.
+    type Act: Element;
+    /// A buffer of `T`.
+    type Buf<T: Element>: Buffer;
+
+    /// A zeroed buffer of `len` elements. Called while planning, never in a steady step.
+    ///
+    /// # Errors
+    /// [`crate::Error::Backend`] when there is not enough memory.
+    fn alloc<T: Element>(&self, len: usize) -> Result<Self::Buf<T>>;
+
+    /// `dst[offset..offset+src.len()] = src`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Length`] when the range leaves the buffer.
+    fn write<T: Element>(&self, dst: &mut Self::Buf<T>, offset: usize, src: &[T]) -> Result<()>;
+
+    /// `dst = src[offset..offset+dst.len()]`; waits for the work that produces it.
+    ///
+    /// # Errors
+    /// [`crate::Error::Length`] when the range leaves the buffer.
+    fn read<T: Element>(&self, src: &Self::Buf<T>, offset: usize, dst: &mut [T]) -> Result<()>;
+
+    /// `dst[offset..offset+len] = 0`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Length`] when the range leaves the buffer.
+    fn zero<T: Element>(&self, dst: &mut Self::Buf<T>, offset: usize, len: usize) -> Result<()>;
+}
+
+/// A read-only window of rows in an activation buffer: row `i`, column `c` is element
+/// `start + i * stride + c`; the operation says how wide and how many rows.
+#[derive(Debug)]
+pub struct Mat<'a, Buf> {
+    /// The buffer.
+    pub buf: &'a Buf,
+    /// Element of row 0, column 0.
+    pub start: usize,
+    /// Elements from one row to the next.
+    pub stride: usize,
+}
+
+impl<Buf> Clone for Mat<'_, Buf> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<Buf> Copy for Mat<'_, Buf> {}
+
+/// A writable window of rows, laid out as [`Mat`].
+#[derive(Debug)]
+pub struct MatMut<'a, Buf> {
+    /// The buffer.
+    pub buf: &'a mut Buf,
+    /// Element of row 0, column 0.
+    pub start: usize,
+    /// Elements from one row to the next.
+    pub stride: usize,
+}
+
+impl<'a, Buf: Buffer> Mat<'a, Buf> {
+    /// The whole buffer as rows of `stride` elements.
+    pub fn new(buf: &'a Buf, stride: usize) -> Self {
+        Self { buf, start: 0, stride }
+    }
+
+    /// A window that begins at column `col` of rows of `stride` elements.
+    pub fn at(buf: &'a Buf, col: usize, stride: usize) -> Self {
+        Self { buf, start: col, stride }
+    }
+
+    /// Checks that `rows` rows of `width` columns fit.
+    ///
+    /// # Errors
+    /// [`crate::Error::Length`] when they do not.
+    pub fn check(&self, op: &'static str, what: &'static str, rows: usize, width: usize) -> Result<()> {
+        check_window(op, what, (rows, width), (self.start, self.stride), self.buf.len())
+    }
+}
+
+impl<'a, Buf: Buffer> MatMut<'a, Buf> {
+    /// The whole buffer as rows of `stride` elements.
+    pub fn new(buf: &'a mut Buf, stride: usize) -> Self {
+        Self { buf, start: 0, stride }
+    }
+
+    /// A window that begins at column `col` of rows of `stride` elements.
+    pub fn at(buf: &'a mut Buf, col: usize, stride: usize) -> Self {
+        Self { buf, start: col, stride }
+    }
+
+    /// Checks that `rows` rows of `width` columns fit.
+    ///
+    /// # Errors
+    /// [`crate::Error::Length`] when they do not.
+    pub fn check(&self, op: &'static str, what: &'static str, rows: usize, width: usize) -> Result<()> {
+        check_window(op, what, (rows, width), (self.start, self.stride), self.buf.len())
+    }
+}
+
+fn check_window(
+    op: &'static str,
+    what: &'static str,
+    (rows, width): (usize, usize),
+    (start, stride): (usize, usize),
+    len: usize,
+) -> Result<()> {
+    if rows == 0 {
+        return Ok(());
+    }
+    crate::error::check_eq(op, what, width, width.min(stride))?;
+    check_len(op, what, start + (rows - 1) * stride + width, len)
+}

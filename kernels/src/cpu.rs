@@ -1,0 +1,74 @@
+//! The CPU backend: `f32` activations in plain vectors, rayon inside a rank.
+//!
+//! Every operation's result is independent of the number of threads: work is split into tasks whose
+//! outputs do not overlap, and each output element has one fixed order of additions.
+
+use crate::backend::{Backend, Buffer, Element};
+use crate::error::{Error, Result, check_len};
+use std::ops::{Deref, DerefMut};
+
+/// The host's processors and memory.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Cpu;
+
+/// Host memory of `T`.
+#[derive(Debug, Clone)]
+pub struct CpuBuf<T>(Vec<T>);
+
+impl<T> Deref for CpuBuf<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for CpuBuf<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.0
+    }
+}
+
+impl<T> From<Vec<T>> for CpuBuf<T> {
+    fn from(v: Vec<T>) -> Self {
+        Self(v)
+    }
+}
+
+impl<T: Element> Buffer for CpuBuf<T> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+impl Backend for Cpu {
+    type Act = f32;
+    type Buf<T: Element> = CpuBuf<T>;
+
+    fn alloc<T: Element>(&self, len: usize) -> Result<CpuBuf<T>> {
+        let mut v: Vec<T> = Vec::new();
+        v.try_reserve_exact(len).map_err(|e| Error::Backend {
+            op: "alloc",
+            what: format!("{len} elements of {} bytes: {e}", size_of::<T>()),
+        })?;
+        v.resize(len, T::zeroed());
+        Ok(CpuBuf(v))
+    }
+
+    fn write<T: Element>(&self, dst: &mut CpuBuf<T>, offset: usize, src: &[T]) -> Result<()> {
+        check_len("write", "dst", offset + src.len(), dst.len())?;
+        dst[offset..offset + src.len()].copy_from_slice(src);
+        Ok(())
+    }
+
+    fn read<T: Element>(&self, src: &CpuBuf<T>, offset: usize, dst: &mut [T]) -> Result<()> {
+        check_len("read", "src", offset + dst.len(), src.len())?;
+        dst.copy_from_slice(&src[offset..offset + dst.len()]);
+        Ok(())
+    }
+
+    fn zero<T: Element>(&self, dst: &mut CpuBuf<T>, offset: usize, len: usize) -> Result<()> {
+        check_len("zero", "dst", offset + len, dst.len())?;
+        dst[offset..offset + len].fill(T::zeroed());
+        Ok(())
+    }
+}

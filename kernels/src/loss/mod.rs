@@ -1,0 +1,1 @@
+//! loss (contract to come)

@@ -1,0 +1,1 @@
+//! norm (contract to come)

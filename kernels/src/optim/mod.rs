@@ -1,0 +1,1 @@
+//! optim (contract to come)

@@ -1,0 +1,1 @@
+//! rope (contract to come)

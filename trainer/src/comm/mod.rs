@@ -1,0 +1,1 @@
+//! comm (head to be written by its owner)

@@ -1,0 +1,1 @@
+//! config (head to be written by its owner)

@@ -1,0 +1,1 @@
+//! data (head to be written by its owner)

@@ -1,0 +1,1 @@
+//! eval (head to be written by its owner)

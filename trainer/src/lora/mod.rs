@@ -1,0 +1,1 @@
+//! lora (head to be written by its owner)

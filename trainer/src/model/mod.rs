@@ -1,0 +1,1 @@
+//! model (head to be written by its owner)

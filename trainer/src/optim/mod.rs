@@ -1,0 +1,1 @@
+//! optim (head to be written by its owner)

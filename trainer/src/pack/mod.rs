@@ -1,0 +1,1 @@
+//! pack (head to be written by its owner)

@@ -1,0 +1,1 @@
+//! prompt (head to be written by its owner)

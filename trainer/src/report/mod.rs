@@ -1,0 +1,1 @@
+//! report (head to be written by its owner)

@@ -1,0 +1,1 @@
+//! retrieval (head to be written by its owner)

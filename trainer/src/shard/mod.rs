@@ -1,0 +1,1 @@
+//! shard (head to be written by its owner)

@@ -1,0 +1,1 @@
+//! stage (head to be written by its owner)

@@ -1,0 +1,1 @@
+//! store (head to be written by its owner)
