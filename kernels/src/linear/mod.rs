@@ -139,7 +139,11 @@ impl<B: Linear> Backward<'_, B> {
 }
 
 /// Checks the two slices of [`Linear::prepare`] and [`Linear::unprepare`].
-pub(crate) fn check_prepare(op: &'static str, plain: (usize, usize), prepared: (usize, usize)) -> Result<()> {
+pub(crate) fn check_prepare(
+    op: &'static str,
+    plain: (usize, usize),
+    prepared: (usize, usize),
+) -> Result<()> {
     check_eq(op, "plain weight", plain.0, plain.1)?;
     check_len(op, "prepared weight", prepared.0, prepared.1)
 }
