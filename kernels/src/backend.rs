@@ -23,7 +23,7 @@ pub trait Buffer: Send + Sync + std::fmt::Debug {
 /// Memory of one device.
 pub trait Backend: Send + Sync + std::fmt::Debug + 'static {
     /// Element of activations: `f32` on the CPU, `bf16` on CUDA.
-    type Act: Element;
+    type Act: Element + Into<f32>;
     /// A buffer of `T`.
     type Buf<T: Element>: Buffer;
 

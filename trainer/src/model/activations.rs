@@ -1,0 +1,183 @@
+//! Buffers of a step, planned once for a number of rows and reused by every step.
+//!
+//! Per block are kept: its input, `[q|k|v]` (rotated, adapted), attention output and log-sum-exp, the
+//! stream after attention, and the MLP's input products. Norm outputs and the MLP's hidden rows are
+//! recomputed in the backward. Blocks that are not stored keep their input alone and are run again.
+
+use super::Result;
+use super::network::Dims;
+use super::spec::BaseSpec;
+use kernels::loss::Loss;
+use kernels::{Backend, Ops};
+
+/// How many rows a step may have, and how many blocks keep their activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepSize {
+    /// Rows of a pack.
+    pub rows: usize,
+    /// The first so many blocks are stored, the others recomputed. Zero for forward-only steps.
+    pub stored_blocks: usize,
+    /// Whether a backward will run; without it one set of buffers serves all blocks.
+    pub backward: bool,
+}
+
+/// What one block keeps.
+#[derive(Debug)]
+pub(super) struct BlockActs<B: Backend> {
+    pub(super) qkv: B::Buf<B::Act>,
+    pub(super) attention: B::Buf<B::Act>,
+    pub(super) lse: B::Buf<f32>,
+    pub(super) middle: B::Buf<B::Act>,
+    pub(super) mlp_in: B::Buf<B::Act>,
+}
+
+/// What the last block keeps: keys and values of all rows, the rest of the output rows alone.
+#[derive(Debug)]
+pub(super) struct LastActs<B: Backend> {
+    pub(super) qkv: B::Buf<B::Act>,
+    pub(super) q: B::Buf<B::Act>,
+    pub(super) input: B::Buf<B::Act>,
+    pub(super) acts: BlockActs<B>,
+    pub(super) output: B::Buf<B::Act>,
+}
+
+/// Rows that no block keeps.
+#[derive(Debug)]
+pub(super) struct Scratch<B: Backend> {
+    pub(super) normed: B::Buf<B::Act>,
+    pub(super) gathered: B::Buf<B::Act>,
+    pub(super) hidden: B::Buf<B::Act>,
+    pub(super) losses: B::Buf<f32>,
+    pub(super) head_work: B::Buf<f32>,
+}
+
+/// Gradients of activations.
+#[derive(Debug)]
+pub(super) struct Gradients<B: Backend> {
+    pub(super) stream: B::Buf<B::Act>,
+    pub(super) stream_outputs: B::Buf<B::Act>,
+    pub(super) normed: B::Buf<B::Act>,
+    pub(super) normed_outputs: B::Buf<B::Act>,
+    pub(super) qkv: B::Buf<B::Act>,
+    pub(super) q_outputs: B::Buf<B::Act>,
+    pub(super) attention: B::Buf<B::Act>,
+    pub(super) mlp_in: B::Buf<B::Act>,
+    pub(super) hidden: B::Buf<B::Act>,
+}
+
+/// All buffers of a step.
+#[derive(Debug)]
+pub struct Activations<B: Backend> {
+    pub(super) size: StepSize,
+    pub(super) inputs: Vec<B::Buf<B::Act>>,
+    pub(super) blocks: Vec<BlockActs<B>>,
+    pub(super) last: LastActs<B>,
+    pub(super) scratch: Scratch<B>,
+    pub(super) gradients: Option<Gradients<B>>,
+}
+
+impl<B: Ops> Activations<B> {
+    /// Allocates what [`Activations::bytes`] says.
+    ///
+    /// # Errors
+    /// When the backend has no memory.
+    pub fn alloc(backend: &B, spec: &BaseSpec, size: StepSize) -> Result<Self> {
+        let (t, d, heads) = (size.rows, Dims::new(spec), spec.heads);
+        let act = |n: usize| backend.alloc::<B::Act>(t * n);
+        let block = || -> Result<BlockActs<B>> {
+            Ok(BlockActs {
+                qkv: act(d.qkv)?,
+                attention: act(d.q)?,
+                lse: backend.alloc(t * heads)?,
+                middle: act(d.hidden)?,
+                mlp_in: act(d.mlp_in)?,
+            })
+        };
+        let last = BlockActs {
+            qkv: backend.alloc(0)?,
+            attention: act(d.q)?,
+            lse: backend.alloc(t * heads)?,
+            middle: act(d.hidden)?,
+            mlp_in: act(d.mlp_in)?,
+        };
+        let gradients = if size.backward {
+            Some(Gradients {
+                stream: act(d.hidden)?,
+                stream_outputs: act(d.hidden)?,
+                normed: act(d.hidden)?,
+                normed_outputs: act(d.hidden)?,
+                qkv: act(d.qkv)?,
+                q_outputs: act(d.q)?,
+                attention: act(d.q)?,
+                mlp_in: act(d.mlp_in)?,
+                hidden: act(d.mlp)?,
+            })
+        } else {
+            None
+        };
+        Ok(Self {
+            size,
+            inputs: (0..size.num_inputs(spec)).map(|_| act(d.hidden)).collect::<kernels::Result<_>>()?,
+            blocks: (0..size.num_block_sets(spec)).map(|_| block()).collect::<Result<_>>()?,
+            last: LastActs {
+                qkv: act(d.qkv)?,
+                q: act(d.q)?,
+                input: act(d.hidden)?,
+                acts: last,
+                output: act(d.hidden)?,
+            },
+            scratch: Scratch {
+                normed: act(d.hidden)?,
+                gathered: act(d.hidden)?,
+                hidden: act(d.mlp)?,
+                losses: backend.alloc(t)?,
+                head_work: backend.alloc(backend.head_loss_workspace(t, d.hidden, d.vocab))?,
+            },
+            gradients,
+        })
+    }
+
+    /// Bytes of all buffers, before anything is allocated.
+    pub fn bytes(backend: &impl Loss, spec: &BaseSpec, size: StepSize) -> usize {
+        let (d, f32s, act) = (Dims::new(spec), size_of::<f32>(), size_of::<B::Act>());
+        let block = (d.qkv + d.q + d.hidden + d.mlp_in) * act + spec.heads * f32s;
+        let last = (d.qkv + 2 * d.q + 3 * d.hidden + d.mlp_in) * act + spec.heads * f32s;
+        let scratch = (2 * d.hidden + d.mlp) * act + f32s;
+        let gradients = (4 * d.hidden + d.qkv + 2 * d.q + d.mlp_in + d.mlp) * act;
+        let per_row = size.num_inputs(spec) * d.hidden * act
+            + size.num_block_sets(spec) * block
+            + last
+            + scratch
+            + if size.backward { gradients } else { 0 };
+        size.rows * per_row + backend.head_loss_workspace(size.rows, d.hidden, d.vocab) * f32s
+    }
+}
+
+impl StepSize {
+    /// Streams kept: the input of every block, or two taking turns when there is no backward.
+    fn num_inputs(self, spec: &BaseSpec) -> usize {
+        if self.backward { spec.layers } else { 2 }
+    }
+
+    /// Sets of block buffers: the stored blocks, and one more for those that are run again.
+    fn num_block_sets(self, spec: &BaseSpec) -> usize {
+        let before_last = spec.layers - 1;
+        let stored = if self.backward { self.stored_blocks.min(before_last) } else { 0 };
+        stored + usize::from(stored < before_last)
+    }
+
+    /// Which input buffer block `layer` reads.
+    pub(super) fn input(self, layer: usize) -> usize {
+        if self.backward { layer } else { layer % 2 }
+    }
+
+    /// Which set of buffers block `layer` uses.
+    pub(super) fn block_set(self, layer: usize) -> usize {
+        if self.backward { layer.min(self.stored_blocks) } else { 0 }
+    }
+
+    /// Whether block `layer` must be run again before its backward.
+    pub(super) fn recomputed(self, layer: usize) -> bool {
+        layer >= self.stored_blocks
+    }
+}

@@ -1,0 +1,328 @@
+//! One block, forward and backward, as in the picture of `DESIGN.md` section 2.
+//!
+//! `norm -> q,k,v + LoRA -> rope -> attention -> o + LoRA -> norm -> MLP + LoRA`. In the last block only
+//! keys and values see all rows; queries, attention output, `o` and the MLP see the output rows.
+
+use super::activations::{BlockActs, Gradients, LastActs, Scratch};
+use super::batch::DeviceLane;
+use super::network::Block;
+use super::pass::{In, Out, Pass};
+use super::sites::Part;
+use super::Result;
+use kernels::{Mat, MatMut, Ops, activation, attention, embedding};
+
+/// Where the backward of a block may end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Reach {
+    /// The lowest part whose adapters need gradients.
+    pub(super) lowest: Part,
+    /// Whether something below the block needs the gradient of its input.
+    pub(super) below: bool,
+}
+
+impl<B: Ops> Pass<'_, B> {
+    /// Queries, keys and values of all rows, adapted and rotated, from the block's input.
+    pub(super) fn qkv(&self, block: &Block<B>, x: &B::Buf<B::Act>, qkv: &mut B::Buf<B::Act>, scratch: &mut Scratch<B>) -> Result<()> {
+        let (d, lane) = (self.net.dims, &self.batch.full);
+        let normed = &mut scratch.normed;
+        self.norm(lane.rows, &block.norm1, Mat::new(x, d.hidden), MatMut::new(normed, d.hidden))?;
+        let normed = Mat::new(&*normed, d.hidden);
+        self.product(lane.rows, normed, &block.q, None, MatMut::at(qkv, 0, d.qkv))?;
+        self.product(lane.rows, normed, &block.k, None, MatMut::at(qkv, d.q, d.qkv))?;
+        self.product(lane.rows, normed, &block.v, None, MatMut::at(qkv, d.q + d.kv, d.qkv))?;
+        self.adapt(lane, normed, &block.sites.qkv, MatMut::new(qkv, d.qkv))?;
+        self.rotate(lane, MatMut::at(qkv, 0, d.qkv), self.net.heads.heads, false)?;
+        self.rotate(lane, MatMut::at(qkv, d.q, d.qkv), self.net.heads.kv_heads, false)
+    }
+
+    /// A whole block over all rows: `output = block(x)`.
+    pub(super) fn block(
+        &self,
+        block: &Block<B>,
+        x: &B::Buf<B::Act>,
+        acts: &mut BlockActs<B>,
+        output: &mut B::Buf<B::Act>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        let (d, lane) = (self.net.dims, &self.batch.full);
+        self.qkv(block, x, &mut acts.qkv, scratch)?;
+        self.attend(lane, self.packed(&acts.qkv), lane.rows, (&mut acts.attention, &mut acts.lse))?;
+        self.after_attention(block, (lane, Mat::new(x, d.hidden)), acts, output, scratch)
+    }
+
+    /// The last block: `last.output = block(x)` for the output rows.
+    pub(super) fn last_block(&self, block: &Block<B>, x: &B::Buf<B::Act>, last: &mut LastActs<B>, scratch: &mut Scratch<B>) -> Result<()> {
+        let (d, lane, outputs) = (self.net.dims, &self.batch.full, &self.batch.outputs);
+        self.norm(lane.rows, &block.norm1, Mat::new(x, d.hidden), MatMut::new(&mut scratch.normed, d.hidden))?;
+        let normed = Mat::new(&scratch.normed, d.hidden);
+        self.product(lane.rows, normed, &block.k, None, MatMut::at(&mut last.qkv, d.q, d.qkv))?;
+        self.product(lane.rows, normed, &block.v, None, MatMut::at(&mut last.qkv, d.q + d.kv, d.qkv))?;
+        self.adapt(lane, normed, &block.sites.kv, MatMut::new(&mut last.qkv, d.qkv))?;
+        self.rotate(lane, MatMut::at(&mut last.qkv, d.q, d.qkv), self.net.heads.kv_heads, false)?;
+        self.gather(&scratch.normed, &mut scratch.gathered)?;
+        let gathered = Mat::new(&scratch.gathered, d.hidden);
+        self.product(outputs.rows, gathered, &block.q, None, MatMut::new(&mut last.q, d.q))?;
+        self.adapt(outputs, gathered, &block.sites.q, MatMut::new(&mut last.q, d.q))?;
+        self.rotate(outputs, MatMut::new(&mut last.q, d.q), self.net.heads.heads, false)?;
+        let (_, k, v) = self.packed(&last.qkv);
+        let out = (&mut last.acts.attention, &mut last.acts.lse);
+        self.attend(outputs, (Mat::new(&last.q, d.q), k, v), lane.rows, out)?;
+        self.gather(x, &mut last.input)?;
+        let input = Mat::new(&last.input, d.hidden);
+        self.after_attention(block, (outputs, input), &mut last.acts, &mut last.output, scratch)
+    }
+
+    /// Attention of a lane's rows over `k_rows` rows of keys and values.
+    pub(super) fn attend(
+        &self,
+        lane: &DeviceLane<B>,
+        (q, k, v): (In<'_, B>, In<'_, B>, In<'_, B>),
+        k_rows: usize,
+        (out, lse): (&mut B::Buf<B::Act>, &mut B::Buf<f32>),
+    ) -> Result<()> {
+        Ok(self.net.backend.attention_forward(attention::Forward {
+            heads: self.net.heads,
+            routing: lane.routing(&self.batch.groups, self.batch.num_groups),
+            q,
+            k,
+            v,
+            out: MatMut::new(out, self.net.dims.q),
+            lse,
+            q_rows: lane.rows,
+            k_rows,
+        })?)
+    }
+
+    /// From the attention output to the MLP's input products:
+    /// `middle = x + o(attention)`, `mlp_in = mlp_in(norm(middle))`.
+    fn to_mlp(&self, block: &Block<B>, lane: &DeviceLane<B>, x: In<'_, B>, acts: &mut BlockActs<B>, scratch: &mut Scratch<B>) -> Result<()> {
+        let d = self.net.dims;
+        let heads = Mat::new(&acts.attention, d.q);
+        self.product(lane.rows, heads, &block.o, Some(x), MatMut::new(&mut acts.middle, d.hidden))?;
+        self.adapt(lane, heads, &block.sites.o, MatMut::new(&mut acts.middle, d.hidden))?;
+        let middle = Mat::new(&acts.middle, d.hidden);
+        self.norm(lane.rows, &block.norm2, middle, MatMut::new(&mut scratch.normed, d.hidden))?;
+        let normed = Mat::new(&scratch.normed, d.hidden);
+        for (i, w) in block.mlp_in.iter().enumerate() {
+            self.product(lane.rows, normed, w, None, MatMut::at(&mut acts.mlp_in, i * d.mlp, d.mlp_in))?;
+        }
+        self.adapt(lane, normed, &block.sites.mlp_in, MatMut::new(&mut acts.mlp_in, d.mlp_in))
+    }
+
+    /// From the attention output on: [`Pass::to_mlp`], then `output = middle + down(act(mlp_in))`.
+    pub(super) fn after_attention(
+        &self,
+        block: &Block<B>,
+        (lane, x): (&DeviceLane<B>, In<'_, B>),
+        acts: &mut BlockActs<B>,
+        output: &mut B::Buf<B::Act>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
+        let d = self.net.dims;
+        self.to_mlp(block, lane, x, acts, scratch)?;
+        self.activate(lane.rows, &acts.mlp_in, &mut scratch.hidden)?;
+        let (hidden, middle) = (Mat::new(&scratch.hidden, d.mlp), Mat::new(&acts.middle, d.hidden));
+        self.product(lane.rows, hidden, &block.down, Some(middle), MatMut::new(output, d.hidden))?;
+        self.adapt(lane, hidden, &block.sites.down, MatMut::new(output, d.hidden))
+    }
+
+    /// Fills the buffers of a block that were not stored, from its stored input.
+    pub(super) fn run_again(&self, block: &Block<B>, x: &B::Buf<B::Act>, acts: &mut BlockActs<B>, scratch: &mut Scratch<B>) -> Result<()> {
+        let (d, lane) = (self.net.dims, &self.batch.full);
+        self.qkv(block, x, &mut acts.qkv, scratch)?;
+        self.attend(lane, self.packed(&acts.qkv), lane.rows, (&mut acts.attention, &mut acts.lse))?;
+        self.to_mlp(block, lane, Mat::new(x, d.hidden), acts, scratch)
+    }
+
+    /// Queries, keys and values as columns of one buffer.
+    pub(super) fn packed<'b>(&self, qkv: &'b B::Buf<B::Act>) -> (In<'b, B>, In<'b, B>, In<'b, B>) {
+        let d = self.net.dims;
+        (Mat::at(qkv, 0, d.qkv), Mat::at(qkv, d.q, d.qkv), Mat::at(qkv, d.q + d.kv, d.qkv))
+    }
+
+    fn activate(&self, rows: usize, x: &B::Buf<B::Act>, h: &mut B::Buf<B::Act>) -> Result<()> {
+        let (kind, d) = (self.net.kind, self.net.dims);
+        let (x, h, dim) = (Mat::new(x, d.mlp_in), MatMut::new(h, d.mlp), d.mlp);
+        Ok(self.net.backend.activation_forward(activation::Forward { kind, x, h, rows, dim })?)
+    }
+
+    /// Output rows of `x`.
+    pub(super) fn gather(&self, x: &B::Buf<B::Act>, y: &mut B::Buf<B::Act>) -> Result<()> {
+        let (dim, index, rows) = (self.net.dims.hidden, &self.batch.output_rows, self.batch.outputs.rows);
+        let (x, y) = (Mat::new(x, dim), MatMut::new(y, dim));
+        Ok(self.net.backend.gather(embedding::Gather { x, index, y, rows, dim })?)
+    }
+
+    fn scatter(&self, x: &B::Buf<B::Act>, y: &mut B::Buf<B::Act>) -> Result<()> {
+        let (dim, index, rows) = (self.net.dims.hidden, &self.batch.output_rows, self.batch.outputs.rows);
+        let (x, y, accumulate) = (Mat::new(x, dim), MatMut::new(y, dim), true);
+        Ok(self.net.backend.scatter(embedding::Scatter { x, index, y, accumulate, rows, dim })?)
+    }
+
+    /// Backward of [`Pass::block`]: `g.stream` comes as `d output` and leaves as `d x` (where needed).
+    pub(super) fn block_back(
+        &self,
+        block: &Block<B>,
+        (x, acts): (&B::Buf<B::Act>, &BlockActs<B>),
+        g: &mut Gradients<B>,
+        scratch: &mut Scratch<B>,
+        (grads, reach): (&mut B::Buf<f32>, Reach),
+    ) -> Result<()> {
+        let (d, lane) = (self.net.dims, &self.batch.full);
+        let Gradients { stream, normed, qkv, q_outputs, attention, mlp_in, hidden, .. } = g;
+        let buffers = MlpGradients { stream: &mut *stream, normed: &mut *normed, attention: &mut *attention, mlp_in, hidden };
+        if !self.after_attention_back(block, lane, acts, buffers, scratch, (grads, reach))? {
+            return Ok(());
+        }
+        let out = (&acts.attention, &acts.lse, &*attention);
+        self.attention_back(lane, self.packed(&acts.qkv), out, (q_outputs, qkv))?;
+        let dq = &mut *q_outputs;
+        self.rotate(lane, MatMut::new(dq, d.q), self.net.heads.heads, true)?;
+        self.rotate(lane, MatMut::at(qkv, d.q, d.qkv), self.net.heads.kv_heads, true)?;
+        self.norm(lane.rows, &block.norm1, Mat::new(x, d.hidden), MatMut::new(&mut scratch.normed, d.hidden))?;
+        let x_normed = Mat::new(&scratch.normed, d.hidden);
+        if reach.below {
+            self.product_back(lane.rows, Mat::new(dq, d.q), &block.q, MatMut::new(normed, d.hidden), false)?;
+            self.key_value_back(block, qkv, normed, true)?;
+        }
+        let mut dx = |below| if below { Some(MatMut::new(&mut *normed, d.hidden)) } else { None };
+        self.adapt_back(lane, &block.sites.q, (x_normed, Mat::new(dq, d.q)), grads, dx(reach.below))?;
+        self.adapt_back(lane, &block.sites.kv, (x_normed, Mat::new(qkv, d.qkv)), grads, dx(reach.below))?;
+        if reach.below {
+            self.norm_back(lane.rows, &block.norm1, Mat::new(x, d.hidden), Mat::new(normed, d.hidden), MatMut::new(stream, d.hidden))?;
+        }
+        Ok(())
+    }
+
+    /// Backward of [`Pass::last_block`]: `g.stream_outputs` comes as the gradient of the output rows,
+    /// `g.stream` leaves as `d x` of all rows (where needed).
+    pub(super) fn last_block_back(
+        &self,
+        block: &Block<B>,
+        (x, last): (&B::Buf<B::Act>, &LastActs<B>),
+        g: &mut Gradients<B>,
+        scratch: &mut Scratch<B>,
+        (grads, reach): (&mut B::Buf<f32>, Reach),
+    ) -> Result<()> {
+        let (d, lane, outputs) = (self.net.dims, &self.batch.full, &self.batch.outputs);
+        let Gradients { stream_outputs, normed_outputs, attention, mlp_in, hidden, .. } = g;
+        let buffers = MlpGradients { stream: stream_outputs, normed: normed_outputs, attention, mlp_in, hidden };
+        if !self.after_attention_back(block, outputs, &last.acts, buffers, scratch, (grads, reach))? {
+            return Ok(());
+        }
+        let (_, k, v) = self.packed(&last.qkv);
+        let out = (&last.acts.attention, &last.acts.lse, &g.attention);
+        self.attention_back(outputs, (Mat::new(&last.q, d.q), k, v), out, (&mut g.q_outputs, &mut g.qkv))?;
+        self.rotate(outputs, MatMut::new(&mut g.q_outputs, d.q), self.net.heads.heads, true)?;
+        self.rotate(lane, MatMut::at(&mut g.qkv, d.q, d.qkv), self.net.heads.kv_heads, true)?;
+        self.norm(lane.rows, &block.norm1, Mat::new(x, d.hidden), MatMut::new(&mut scratch.normed, d.hidden))?;
+        self.gather(&scratch.normed, &mut scratch.gathered)?;
+        let (x_normed, x_gathered) = (Mat::new(&scratch.normed, d.hidden), Mat::new(&scratch.gathered, d.hidden));
+        let (dq, dkv) = (Mat::new(&g.q_outputs, d.q), Mat::new(&g.qkv, d.qkv));
+        if !reach.below {
+            self.adapt_back(outputs, &block.sites.q, (x_gathered, dq), grads, None)?;
+            return self.adapt_back(lane, &block.sites.kv, (x_normed, dkv), grads, None);
+        }
+        let normed_outputs = &mut g.normed_outputs;
+        self.product_back(outputs.rows, dq, &block.q, MatMut::new(normed_outputs, d.hidden), false)?;
+        let dx = Some(MatMut::new(normed_outputs, d.hidden));
+        self.adapt_back(outputs, &block.sites.q, (x_gathered, dq), grads, dx)?;
+        self.key_value_back(block, &g.qkv, &mut g.normed, false)?;
+        let dx = Some(MatMut::new(&mut g.normed, d.hidden));
+        self.adapt_back(lane, &block.sites.kv, (x_normed, dkv), grads, dx)?;
+        self.scatter(normed_outputs, &mut g.normed)?;
+        self.net.backend.zero(&mut g.stream, 0, lane.rows * d.hidden)?;
+        self.scatter(&g.stream_outputs, &mut g.stream)?;
+        self.norm_back(lane.rows, &block.norm1, Mat::new(x, d.hidden), Mat::new(&g.normed, d.hidden), MatMut::new(&mut g.stream, d.hidden))
+    }
+
+    fn key_value_back(&self, block: &Block<B>, dqkv: &B::Buf<B::Act>, normed: &mut B::Buf<B::Act>, accumulate: bool) -> Result<()> {
+        let (d, rows) = (self.net.dims, self.batch.full.rows);
+        self.product_back(rows, Mat::at(dqkv, d.q, d.qkv), &block.k, MatMut::new(normed, d.hidden), accumulate)?;
+        self.product_back(rows, Mat::at(dqkv, d.q + d.kv, d.qkv), &block.v, MatMut::new(normed, d.hidden), true)
+    }
+
+    fn attention_back(
+        &self,
+        lane: &DeviceLane<B>,
+        (q, k, v): (In<'_, B>, In<'_, B>, In<'_, B>),
+        (out, lse, dout): (&B::Buf<B::Act>, &B::Buf<f32>, &B::Buf<B::Act>),
+        (dq, dqkv): (&mut B::Buf<B::Act>, &mut B::Buf<B::Act>),
+    ) -> Result<()> {
+        let d = self.net.dims;
+        Ok(self.net.backend.attention_backward(attention::Backward {
+            heads: self.net.heads,
+            routing: lane.routing(&self.batch.groups, self.batch.num_groups),
+            q,
+            k,
+            v,
+            out: Mat::new(out, d.q),
+            lse,
+            dout: Mat::new(dout, d.q),
+            grads: attention::Grads {
+                dq: MatMut::new(dq, d.q),
+                dkv: dqkv,
+                dk_start: d.q,
+                dv_start: d.q + d.kv,
+                dkv_stride: d.qkv,
+            },
+            q_rows: lane.rows,
+            k_rows: self.batch.full.rows,
+        })?)
+    }
+
+    /// Backward of [`Pass::after_attention`]: the stream's gradient comes as `d output`, leaves as
+    /// `d x` through the residual; `g.attention` as `d attention`. False when nothing below needs it.
+    fn after_attention_back(
+        &self,
+        block: &Block<B>,
+        lane: &DeviceLane<B>,
+        acts: &BlockActs<B>,
+        g: MlpGradients<'_, B>,
+        scratch: &mut Scratch<B>,
+        (grads, reach): (&mut B::Buf<f32>, Reach),
+    ) -> Result<bool> {
+        let (d, kind) = (self.net.dims, self.net.kind);
+        let dout = Mat::new(&*g.stream, d.hidden);
+        self.product_back(lane.rows, dout, &block.down, MatMut::new(g.hidden, d.mlp), false)?;
+        if !block.sites.down.is_empty() {
+            self.activate(lane.rows, &acts.mlp_in, &mut scratch.hidden)?;
+            let dx = Some(MatMut::new(&mut *g.hidden, d.mlp));
+            self.adapt_back(lane, &block.sites.down, (Mat::new(&scratch.hidden, d.mlp), dout), grads, dx)?;
+        }
+        if reach.lowest == Part::Down && !reach.below {
+            return Ok(false);
+        }
+        let (x, dh, dx) = (Mat::new(&acts.mlp_in, d.mlp_in), Mat::new(&*g.hidden, d.mlp), MatMut::new(g.mlp_in, d.mlp_in));
+        self.net.backend.activation_backward(activation::Backward { kind, x, dh, dx, rows: lane.rows, dim: d.mlp })?;
+        for (i, w) in block.mlp_in.iter().enumerate() {
+            self.product_back(lane.rows, Mat::at(g.mlp_in, i * d.mlp, d.mlp_in), w, MatMut::new(g.normed, d.hidden), i > 0)?;
+        }
+        let middle = Mat::new(&acts.middle, d.hidden);
+        if !block.sites.mlp_in.is_empty() {
+            self.norm(lane.rows, &block.norm2, middle, MatMut::new(&mut scratch.normed, d.hidden))?;
+            let dx = Some(MatMut::new(&mut *g.normed, d.hidden));
+            let xdy = (Mat::new(&scratch.normed, d.hidden), Mat::new(&*g.mlp_in, d.mlp_in));
+            self.adapt_back(lane, &block.sites.mlp_in, xdy, grads, dx)?;
+        }
+        if reach.lowest == Part::MlpIn && !reach.below {
+            return Ok(false);
+        }
+        self.norm_back(lane.rows, &block.norm2, middle, Mat::new(g.normed, d.hidden), MatMut::new(g.stream, d.hidden))?;
+        let dout = Mat::new(&*g.stream, d.hidden);
+        self.product_back(lane.rows, dout, &block.o, MatMut::new(g.attention, d.q), false)?;
+        let dx = Some(MatMut::new(&mut *g.attention, d.q));
+        self.adapt_back(lane, &block.sites.o, (Mat::new(&acts.attention, d.q), dout), grads, dx)?;
+        Ok(reach.lowest == Part::Qkv || reach.below)
+    }
+}
+
+/// Gradient buffers of the part after attention.
+#[derive(Debug)]
+struct MlpGradients<'a, B: kernels::Backend> {
+    stream: &'a mut B::Buf<B::Act>,
+    normed: &'a mut B::Buf<B::Act>,
+    attention: &'a mut B::Buf<B::Act>,
+    mlp_in: &'a mut B::Buf<B::Act>,
+    hidden: &'a mut B::Buf<B::Act>,
+}

@@ -1,0 +1,151 @@
+//! One training step on a packed batch: forward, loss of the supervised rows, backward.
+
+use super::activations::{Activations, StepSize};
+use super::batch::{Batch, DeviceBatch};
+use super::block::Reach;
+use super::network::Network;
+use super::pass::Pass;
+use super::sites::Part;
+use super::{Error, Result};
+use kernels::{Mat, MatMut, Ops, embedding, loss};
+
+/// The step's buffers on one backend; made once, used for every pack.
+#[derive(Debug)]
+pub struct Stepper<B: Ops> {
+    batch: DeviceBatch<B>,
+    acts: Activations<B>,
+    host_losses: Vec<f32>,
+}
+
+impl<B: Ops> Stepper<B> {
+    /// Buffers for packs of up to `size.rows` rows.
+    ///
+    /// # Errors
+    /// When the backend has no memory.
+    pub fn new(net: &Network<B>, size: StepSize) -> Result<Self> {
+        Ok(Self {
+            batch: DeviceBatch::alloc(net.backend(), size.rows)?,
+            acts: Activations::alloc(net.backend(), net.spec(), size)?,
+            host_losses: vec![0.0; size.rows],
+        })
+    }
+
+    /// Rows a pack may have.
+    pub fn rows(&self) -> usize {
+        self.acts.size.rows
+    }
+
+    /// Unweighted losses of the output rows, adapters' gradients left as they are.
+    ///
+    /// # Errors
+    /// When the batch does not fit or is inconsistent.
+    pub fn losses(&mut self, net: &Network<B>, batch: &Batch, params: &B::Buf<f32>) -> Result<&[f32]> {
+        self.forward(net, batch, params)?;
+        self.loss(net, false)?;
+        self.read_losses(net)
+    }
+
+    /// Forward and backward: unweighted losses of the output rows; `grads += d(Σ weight · loss)`.
+    ///
+    /// # Errors
+    /// When the batch does not fit or is inconsistent.
+    pub fn train(
+        &mut self,
+        net: &Network<B>,
+        batch: &Batch,
+        params: &B::Buf<f32>,
+        grads: &mut B::Buf<f32>,
+    ) -> Result<&[f32]> {
+        self.forward(net, batch, params)?;
+        self.loss(net, true)?;
+        self.backward(net, params, grads)?;
+        self.read_losses(net)
+    }
+
+    /// Last hidden states of the output rows (before the final norm), in the last block's buffer.
+    fn forward(&mut self, net: &Network<B>, batch: &Batch, params: &B::Buf<f32>) -> Result<()> {
+        let rows = batch.full.rows();
+        if rows > self.rows() {
+            let what = format!("a pack of {rows} rows, room for {}", self.rows());
+            return Err(Error::Batch { what });
+        }
+        self.batch.upload(net.backend(), batch)?;
+        let pass = Pass { net, batch: &self.batch, params };
+        let acts = &mut self.acts;
+        pass.embed(&mut acts.inputs[0])?;
+        let (last, before) = net.blocks.split_last().ok_or(Error::Batch { what: "no block".into() })?;
+        for (layer, block) in before.iter().enumerate() {
+            let (x, y) = (acts.size.input(layer), acts.size.input(layer + 1));
+            let [x, y] = acts.inputs.get_disjoint_mut([x, y]).map_err(|_| Error::Batch { what: "stream".into() })?;
+            pass.block(block, x, &mut acts.blocks[acts.size.block_set(layer)], y, &mut acts.scratch)?;
+        }
+        pass.last_block(last, &acts.inputs[acts.size.input(before.len())], &mut acts.last, &mut acts.scratch)
+    }
+
+    /// Losses, and with `gradient` the gradient of the output rows' last hidden states.
+    fn loss(&mut self, net: &Network<B>, gradient: bool) -> Result<()> {
+        let pass = Pass { net, batch: &self.batch, params: net.no_params() };
+        let (d, acts, rows) = (net.dims.hidden, &mut self.acts, self.batch.outputs.rows);
+        let (last, scratch) = (Mat::new(&acts.last.output, d), &mut acts.scratch);
+        pass.norm(rows, &net.final_norm, last, MatMut::new(&mut scratch.gathered, d))?;
+        let dx = match (&mut acts.gradients, gradient) {
+            (Some(g), true) => Some(MatMut::new(&mut g.normed_outputs, d)),
+            _ => None,
+        };
+        net.backend().head_loss(loss::HeadLoss {
+            x: Mat::new(&scratch.gathered, d),
+            head: &net.head,
+            targets: &self.batch.targets,
+            weights: &self.batch.weights,
+            losses: &mut scratch.losses,
+            dx,
+            work: &mut scratch.head_work,
+            rows,
+        })?;
+        Ok(())
+    }
+
+    fn backward(&mut self, net: &Network<B>, params: &B::Buf<f32>, grads: &mut B::Buf<f32>) -> Result<()> {
+        let pass = Pass { net, batch: &self.batch, params };
+        let (Some((lowest, part)), Some(g)) = (net.lowest, self.acts.gradients.as_mut()) else {
+            return Err(Error::Batch { what: "a backward without adapters or buffers".into() });
+        };
+        let (d, rows, acts) = (net.dims.hidden, self.batch.outputs.rows, &mut self.acts);
+        let reach = |layer: usize| Reach { lowest: if layer == lowest { part } else { Part::Qkv }, below: layer > lowest };
+        net.backend().zero(&mut g.stream_outputs, 0, rows * d)?;
+        let (x, dy) = (Mat::new(&acts.last.output, d), Mat::new(&g.normed_outputs, d));
+        pass.norm_back(rows, &net.final_norm, x, dy, MatMut::new(&mut g.stream_outputs, d))?;
+        let top = net.blocks.len() - 1;
+        let forward = (&acts.inputs[top], &acts.last);
+        pass.last_block_back(&net.blocks[top], forward, g, &mut acts.scratch, (grads, reach(top)))?;
+        for layer in (lowest..top).rev() {
+            let (block, set) = (&net.blocks[layer], acts.size.block_set(layer));
+            if acts.size.recomputed(layer) && layer + 1 < top {
+                pass.run_again(block, &acts.inputs[layer], &mut acts.blocks[set], &mut acts.scratch)?;
+            }
+            let forward = (&acts.inputs[layer], &acts.blocks[set]);
+            pass.block_back(block, forward, g, &mut acts.scratch, (grads, reach(layer)))?;
+        }
+        Ok(())
+    }
+
+    fn read_losses(&mut self, net: &Network<B>) -> Result<&[f32]> {
+        let losses = &mut self.host_losses[..self.batch.outputs.rows];
+        net.backend().read(&self.acts.scratch.losses, 0, losses)?;
+        Ok(losses)
+    }
+}
+
+impl<B: Ops> Pass<'_, B> {
+    /// Token (and position) embeddings of all rows.
+    pub(super) fn embed(&self, x: &mut B::Buf<B::Act>) -> Result<()> {
+        let (net, lane) = (self.net, &self.batch.full);
+        Ok(net.backend.embed(embedding::Embed {
+            table: net.embedding_table(),
+            ids: &self.batch.ids,
+            positions: net.positions.as_ref().map(|p| (p, &lane.positions)),
+            x: MatMut::new(x, net.dims.hidden),
+            rows: lane.rows,
+        })?)
+    }
+}
