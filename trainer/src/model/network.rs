@@ -96,6 +96,7 @@ pub struct Network<B: Ops> {
     pub(super) final_norm: NormWeights<B>,
     pub(super) head: B::Weight,
     pub(super) lowest: Option<(usize, Part)>,
+    max_positions: usize,
     empty: B::Buf<f32>,
 }
 
@@ -134,6 +135,7 @@ impl<B: Ops> Network<B> {
             rope,
             lowest: lowest(&blocks.iter().map(|b| b.sites.clone()).collect::<Vec<_>>()),
             blocks,
+            max_positions,
             empty: backend.alloc(0)?,
             dims: Dims::new(&spec),
             heads,
@@ -151,6 +153,11 @@ impl<B: Ops> Network<B> {
     /// The backend the weights live on.
     pub fn backend(&self) -> &B {
         &self.backend
+    }
+
+    /// Positions a pack may use.
+    pub fn max_positions(&self) -> usize {
+        self.max_positions
     }
 
     /// A slab without adapters, for passes of the bare base.

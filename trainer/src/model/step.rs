@@ -30,6 +30,12 @@ impl<B: Ops> Stepper<B> {
         })
     }
 
+    /// Bytes of [`Stepper::new`].
+    pub fn bytes(net: &Network<B>, size: StepSize) -> usize {
+        let host = size.rows * size_of::<f32>();
+        DeviceBatch::<B>::bytes(size.rows) + Activations::<B>::bytes(net.backend(), net.spec(), size) + host
+    }
+
     /// Rows a pack may have.
     pub fn rows(&self) -> usize {
         self.acts.size.rows

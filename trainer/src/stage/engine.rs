@@ -1,0 +1,192 @@
+//! The device side of training: the frozen network, the step's buffers and the adapters' slabs.
+//!
+//! Knows slots and gradients; never users or files.
+
+use super::Result;
+use crate::ids::Slot;
+use crate::lora::{SiteList, Slabs};
+use crate::model::activations::StepSize;
+use crate::model::network::Network;
+use crate::model::step::Stepper;
+use crate::pack::Packer;
+use kernels::Ops;
+use kernels::lora::Segment;
+use kernels::optim::{AdamW, Update};
+
+/// Four slabs of one layout: 16 bytes for each LoRA parameter in flight, and nothing else.
+#[derive(Debug)]
+pub struct SlabBuffers<B: Ops> {
+    pub(super) params: B::Buf<f32>,
+    pub(super) grads: B::Buf<f32>,
+    m: B::Buf<f32>,
+    v: B::Buf<f32>,
+    updates: B::Buf<Update>,
+    norms: B::Buf<f32>,
+}
+
+/// What trains: one a rank.
+#[derive(Debug)]
+pub struct Engine<'a, B: Ops> {
+    /// The frozen base with its adapted sites.
+    pub net: &'a Network<B>,
+    /// The sites.
+    pub sites: &'a SiteList,
+    /// Slots and offsets.
+    pub slabs: Slabs,
+    buffers: SlabBuffers<B>,
+    stepper: Stepper<B>,
+    image: Vec<f32>,
+}
+
+impl<'a, B: Ops> Engine<'a, B> {
+    /// Buffers for packs of `size` and `num_slots` adapters of at most `max_lora_rank`.
+    ///
+    /// # Errors
+    /// When the backend has no memory.
+    pub fn new(
+        net: &'a Network<B>,
+        sites: &'a SiteList,
+        size: StepSize,
+        (num_slots, max_lora_rank): (u32, usize),
+    ) -> Result<Self> {
+        let slabs = Slabs::new(num_slots, sites, max_lora_rank)?;
+        let (backend, len) = (net.backend(), slabs.slab_len());
+        Ok(Self {
+            net,
+            sites,
+            buffers: SlabBuffers {
+                params: backend.alloc(len)?,
+                grads: backend.alloc(len)?,
+                m: backend.alloc(len)?,
+                v: backend.alloc(len)?,
+                updates: backend.alloc(num_slots as usize)?,
+                norms: backend.alloc(num_slots as usize)?,
+            },
+            stepper: Stepper::new(net, size)?,
+            image: vec![0.0; slabs.capacity()],
+            slabs,
+        })
+    }
+
+    /// Bytes of [`Engine::new`], without the network.
+    pub fn bytes(net: &Network<B>, size: StepSize, num_slots: usize, adapter_params: usize) -> usize {
+        let slab = num_slots * adapter_params * size_of::<f32>();
+        Stepper::bytes(net, size) + 4 * slab + num_slots * (size_of::<Update>() + size_of::<f32>())
+    }
+
+    /// Rows a pack may have.
+    pub fn rows(&self) -> usize {
+        self.stepper.rows()
+    }
+
+    /// Puts an adapter into a slot: parameters as given, zero gradient and moments, the slot's whole
+    /// capacity overwritten so that nothing of its last user is left.
+    ///
+    /// # Errors
+    /// When the adapter is larger than a slot.
+    pub fn load(&mut self, slot: Slot, adapter: &[f32]) -> Result<()> {
+        let (backend, offset, capacity) = (self.net.backend(), self.slabs.offset(slot), self.slabs.capacity());
+        self.slabs.image(adapter, &mut self.image)?;
+        backend.write(&mut self.buffers.params, offset, &self.image)?;
+        for slab in [&mut self.buffers.grads, &mut self.buffers.m, &mut self.buffers.v] {
+            backend.zero(slab, offset, capacity)?;
+        }
+        Ok(())
+    }
+
+    /// An adapter's parameters.
+    ///
+    /// # Errors
+    /// When the slot has fewer.
+    pub fn read(&self, slot: Slot, adapter: &mut [f32]) -> Result<()> {
+        Ok(self.net.backend().read(&self.buffers.params, self.slabs.offset(slot), adapter)?)
+    }
+
+    /// A slot's gradient.
+    ///
+    /// # Errors
+    /// When the slot has fewer elements.
+    pub fn read_gradient(&self, slot: Slot, gradient: &mut [f32]) -> Result<()> {
+        Ok(self.net.backend().read(&self.buffers.grads, self.slabs.offset(slot), gradient)?)
+    }
+
+    /// Zeroes a slot's gradient.
+    ///
+    /// # Errors
+    /// When the backend says so.
+    pub fn clear_gradient(&mut self, slot: Slot) -> Result<()> {
+        let (offset, capacity) = (self.slabs.offset(slot), self.slabs.capacity());
+        Ok(self.net.backend().zero(&mut self.buffers.grads, offset, capacity)?)
+    }
+
+    /// Overwrites a slot's gradient.
+    ///
+    /// # Errors
+    /// When the slot has fewer elements.
+    pub fn write_gradient(&mut self, slot: Slot, gradient: &[f32]) -> Result<()> {
+        let offset = self.slabs.offset(slot);
+        Ok(self.net.backend().write(&mut self.buffers.grads, offset, gradient)?)
+    }
+
+    /// The segment template of an adapter in `params`, its gradient going to `grads`.
+    pub fn segment(&self, params: Slot, grads: Slot) -> Segment {
+        Segment {
+            row_start: 0,
+            rows: 0,
+            param_offset: self.slabs.offset(params) as u64,
+            grad_offset: self.slabs.offset(grads) as u64,
+            lora_rank: 1,
+            scale: 1.0,
+            dropout: 0.0,
+            step: 0,
+            key: [0; 2],
+        }
+    }
+
+    /// Forward and backward of a pack; unweighted losses of its output rows.
+    ///
+    /// # Errors
+    /// When the pack is inconsistent.
+    pub fn train(&mut self, packer: &Packer) -> Result<&[f32]> {
+        self.check(packer)?;
+        Ok(self.stepper.train(self.net, packer.batch(), &self.buffers.params, &mut self.buffers.grads)?)
+    }
+
+    /// Forward of a pack alone.
+    ///
+    /// # Errors
+    /// When the pack is inconsistent.
+    pub fn losses(&mut self, packer: &Packer) -> Result<&[f32]> {
+        self.check(packer)?;
+        Ok(self.stepper.losses(self.net, packer.batch(), &self.buffers.params)?)
+    }
+
+    fn check(&self, packer: &Packer) -> Result<()> {
+        let (batch, slab) = (packer.batch(), self.slabs.slab_len());
+        batch.check(self.net.spec().vocab, self.net.max_positions())?;
+        for lane in [&batch.full, &batch.outputs] {
+            Segment::check_all(&lane.segments, lane.rows(), self.sites.units(), (slab, slab))?;
+        }
+        Ok(())
+    }
+
+    /// AdamW on the due slots (in order of their offsets); the norms of their gradients before clipping.
+    ///
+    /// # Errors
+    /// When updates are out of order or leave the slabs.
+    pub fn update(&mut self, updates: &[Update], norms: &mut [f32]) -> Result<()> {
+        Update::check_all(updates, self.slabs.slab_len())?;
+        let (backend, b) = (self.net.backend(), &mut self.buffers);
+        backend.write(&mut b.updates, 0, updates)?;
+        backend.adamw(AdamW {
+            updates: &b.updates,
+            num_updates: updates.len(),
+            params: &mut b.params,
+            grads: &mut b.grads,
+            m: &mut b.m,
+            v: &mut b.v,
+            norms: &mut b.norms,
+        })?;
+        Ok(backend.read(&b.norms, 0, norms)?)
+    }
+}

@@ -1,0 +1,240 @@
+//! The population stage: one task LoRA on the examples of the other users, data-parallel over ranks.
+//!
+//! A batch is cut into a fixed number of virtual shards; a shard is a segment of the pack with the shared
+//! adapter and a gradient of its own, and the shards' gradients are added in the order of their numbers.
+//! So 1, 2, 4 and 8 ranks give the same bytes.
+
+use super::engine::Engine;
+use super::individual::{End, PackRules};
+use super::{Error, Result};
+use crate::comm::{Communicator, GradientSync, LocalShards, shards_of};
+use crate::config::Recipe;
+use crate::ids::{Slot, UserKey};
+use crate::lora::{AdapterSpec, initialise};
+use crate::optim::{epoch_order, learning_rate};
+use crate::pack::{Packer, Piece, Share, chunks, rows_of};
+use crate::prompt::Example;
+use kernels::Ops;
+use kernels::lora::Segment;
+use kernels::optim::Update;
+use kernels::random::philox4x32;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What is trained, the same on every rank.
+#[derive(Debug)]
+pub struct Task<'a> {
+    /// Examples of all population users, the same order on every rank.
+    pub examples: &'a [Example],
+    /// The adapter's shape.
+    pub lora: AdapterSpec,
+    /// How it is trained; `batch_size` counts examples over all ranks.
+    pub recipe: Recipe,
+    /// The run's seed.
+    pub seed: u64,
+    /// Virtual shards.
+    pub num_shards: u32,
+}
+
+/// A finished optimiser step.
+#[derive(Debug, Clone, Copy)]
+pub struct PopulationStep {
+    /// Steps finished.
+    pub step: u32,
+    /// Steps in all.
+    pub total_steps: u32,
+    /// Mean loss over the supervised tokens of the batch.
+    pub loss: f32,
+    /// Norm of the summed gradient before clipping.
+    pub grad_norm: f32,
+    /// Rows this rank computed.
+    pub rows: usize,
+    /// Rows there would have been without shared prefixes.
+    pub unshared_rows: usize,
+}
+
+/// Trains the task adapter; its parameters, the same bytes on every rank.
+///
+/// # Errors
+/// No example, a gradient that is not finite, or what the engine or a collective says.
+pub fn run<B: Ops>(
+    engine: &mut Engine<'_, B>,
+    rules: PackRules,
+    (comm, sync): (&dyn Communicator, &dyn GradientSync),
+    task: &Task<'_>,
+    watch: &mut dyn FnMut(PopulationStep),
+    stop: &AtomicBool,
+) -> Result<(End, Vec<f32>)> {
+    let key = population_key(task.seed, u32::MAX);
+    let mut params = vec![0.0; engine.sites.params(task.lora.lora_rank as usize)];
+    initialise(engine.sites, task.lora.lora_rank as usize, key, philox4x32, &mut params)?;
+    let slot = engine.slabs.take().ok_or(Error::NoSlot)?;
+    engine.load(slot, &params)?;
+    let mut shards = Shards::new(engine, comm, task, (rules, slot))?;
+    let (n, batch) = (task.examples.len(), task.recipe.batch_size as usize);
+    let total_steps = u32::try_from(n.div_ceil(batch) * task.recipe.epochs as usize).map_err(|_| Error::TooManySteps)?;
+    let mut step = 0;
+    for epoch in 0..task.recipe.epochs {
+        let order = epoch_order(n, key, epoch, philox4x32);
+        for indices in order.chunks(batch) {
+            if comm.all_reduce_max_u64(u64::from(stop.load(Ordering::Relaxed)))? > 0 {
+                return Ok((End::Stopped, params));
+            }
+            let (loss, rows, unshared_rows) = shards.gradients(engine, task, indices, step)?;
+            shards.sum(engine, comm, sync)?;
+            let loss = sync.reduce_scalars(comm, &shards.ids, &loss)?;
+            let grad_norm = update(engine, task, slot, (step, total_steps))?;
+            step += 1;
+            #[expect(clippy::cast_possible_truncation, reason = "a mean of f32 losses")]
+            let loss = loss as f32;
+            if !loss.is_finite() || !grad_norm.is_finite() {
+                return Err(Error::PopulationDiverged { step, loss, grad_norm });
+            }
+            watch(PopulationStep { step, total_steps, loss, grad_norm, rows, unshared_rows });
+        }
+    }
+    engine.read(slot, &mut params)?;
+    engine.slabs.release(slot)?;
+    Ok((End::Complete, params))
+}
+
+/// The random key of a virtual shard (of initialisation and shuffling: `u32::MAX`).
+fn population_key(seed: u64, shard: u32) -> [u32; 2] {
+    UserKey(blake3::derive_key("myriad 2026 population shard", &shard.to_le_bytes())).random_key(seed)
+}
+
+fn update<B: Ops>(engine: &mut Engine<'_, B>, task: &Task<'_>, slot: Slot, (step, total): (u32, u32)) -> Result<f32> {
+    let r = &task.recipe;
+    let update = Update {
+        offset: engine.slabs.offset(slot) as u64,
+        len: u32::try_from(engine.sites.params(task.lora.lora_rank as usize)).map_err(|_| Error::TooManySteps)?,
+        step: step + 1,
+        learning_rate: learning_rate(r.schedule, r.learning_rate, step, total, r.warmup_ratio),
+        beta1: r.betas[0],
+        beta2: r.betas[1],
+        eps: r.eps,
+        weight_decay: r.weight_decay,
+        clip_norm: r.clip_norm,
+    };
+    let mut norm = [0.0];
+    engine.update(&[update], &mut norm)?;
+    Ok(norm[0])
+}
+
+/// This rank's virtual shards: a gradient slot each.
+struct Shards {
+    /// The adapter's slot.
+    adapter: Slot,
+    ids: Vec<u32>,
+    slots: Vec<Slot>,
+    values: Vec<f32>,
+    total: Vec<f32>,
+    packer: Packer,
+    rules: PackRules,
+}
+
+impl Shards {
+    fn new<B: Ops>(engine: &mut Engine<'_, B>, comm: &dyn Communicator, task: &Task<'_>, (rules, adapter): (PackRules, Slot)) -> Result<Self> {
+        let ids = shards_of(comm.rank(), comm.size(), task.num_shards);
+        let slots = ids.iter().map(|_| engine.slabs.take().ok_or(Error::NoSlot)).collect::<Result<Vec<_>>>()?;
+        let len = engine.sites.params(task.lora.lora_rank as usize);
+        if task.examples.is_empty() {
+            return Err(Error::NoPopulation);
+        }
+        for &slot in &slots {
+            engine.load(slot, &[])?;
+        }
+        Ok(Self {
+            values: vec![0.0; ids.len() * len],
+            total: vec![0.0; len],
+            packer: Packer::new(rules.share_prefixes),
+            adapter,
+            ids,
+            slots,
+            rules,
+        })
+    }
+
+    /// Gradients of this rank's shards of one batch, each in its slot; each shard's share of the batch's
+    /// mean loss.
+    fn gradients<B: Ops>(
+        &mut self,
+        engine: &mut Engine<'_, B>,
+        task: &Task<'_>,
+        batch: &[usize],
+        step: u32,
+    ) -> Result<(Vec<f64>, usize, usize)> {
+        let piece = |&i: &usize| Piece::supervised(&task.examples[i].tokens, task.examples[i].prompt_len);
+        let supervised: usize = batch.iter().map(|i| piece(i).targets.len()).sum();
+        #[expect(clippy::cast_precision_loss, reason = "a count of rows below 2^24")]
+        let weight = 1.0 / supervised as f32;
+        let (mut losses, mut rows, mut unshared) = (vec![0.0f64; self.ids.len()], 0, 0);
+        // Shards of this pack, in its order.
+        let mut packed: Vec<usize> = Vec::new();
+        self.packer.clear();
+        for index in 0..self.ids.len() {
+            let shard = self.ids[index] as usize;
+            let own: Vec<Piece<'_>> = batch.iter().skip(shard).step_by(task.num_shards as usize).map(piece).collect();
+            let mut first_token = 0;
+            for chunk in chunks(&own, self.rules.chunk_rows, self.rules.share_prefixes) {
+                let pieces = &own[chunk];
+                let needed = rows_of(pieces, self.rules.share_prefixes);
+                if !packed.is_empty() && self.packer.rows() + needed > engine.rows() {
+                    self.step(engine, &mut packed, weight, &mut losses, (&mut rows, &mut unshared))?;
+                }
+                let template = engine.segment(self.adapter, self.slots[index]);
+                let adapter = Some(self.segment(task, template, self.ids[index], step));
+                let share = Share { adapter, pieces, weight, first_token };
+                self.packer.add(&share);
+                packed.push(index);
+                first_token += u32::try_from(needed).map_err(|_| Error::TooManySteps)?;
+            }
+        }
+        if !packed.is_empty() {
+            self.step(engine, &mut packed, weight, &mut losses, (&mut rows, &mut unshared))?;
+        }
+        Ok((losses, rows, unshared))
+    }
+
+    fn segment(&self, task: &Task<'_>, template: Segment, shard: u32, step: u32) -> Segment {
+        Segment {
+            lora_rank: task.lora.lora_rank,
+            scale: task.lora.scale(),
+            dropout: task.lora.dropout_f32(),
+            step,
+            key: population_key(task.seed, shard),
+            ..template
+        }
+    }
+
+    fn step<B: Ops>(
+        &mut self,
+        engine: &mut Engine<'_, B>,
+        packed: &mut Vec<usize>,
+        weight: f32,
+        losses: &mut [f64],
+        (rows, unshared): (&mut usize, &mut usize),
+    ) -> Result<()> {
+        let row_losses = engine.train(&self.packer)?;
+        for (share, &index) in packed.iter().enumerate() {
+            let sum: f64 = row_losses[self.packer.outputs(share)].iter().map(|&l| f64::from(l)).sum();
+            losses[index] += sum * f64::from(weight);
+        }
+        *rows += self.packer.rows();
+        *unshared += self.packer.unshared_rows();
+        packed.clear();
+        self.packer.clear();
+        Ok(())
+    }
+
+    /// Adds the shards' gradients of all ranks, in order, into the adapter's gradient.
+    fn sum<B: Ops>(&mut self, engine: &mut Engine<'_, B>, comm: &dyn Communicator, sync: &dyn GradientSync) -> Result<()> {
+        let len = self.total.len();
+        for (i, &own) in self.slots.iter().enumerate() {
+            engine.read_gradient(own, &mut self.values[i * len..(i + 1) * len])?;
+            engine.clear_gradient(own)?;
+        }
+        let local = LocalShards { ids: &self.ids, values: &self.values };
+        sync.reduce_shards(comm, local, &mut self.total)?;
+        engine.write_gradient(self.adapter, &self.total)
+    }
+}
