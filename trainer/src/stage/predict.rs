@@ -85,7 +85,7 @@ impl<'a, B: Ops> Oracle<'a, B> {
     /// A prompt too long for a pack, or an adapter that does not fit.
     pub fn label_probabilities(&mut self, askers: &[Asker], labels: &[u32]) -> Result<Vec<Vec<Vec<f32>>>> {
         let mut out: Vec<Vec<Vec<f32>>> = askers.iter().map(|a| vec![Vec::new(); a.prompts.len()]).collect();
-        self.for_each_pack(askers, &mut |oracle, placed| {
+        self.for_each_pack(askers, 0, &mut |oracle, placed| {
             let rows = output_owners(&oracle.packer, placed);
             let mut keep = |row: usize, logits: &[f32]| {
                 let (asker, prompt) = rows[row];
@@ -105,7 +105,7 @@ impl<'a, B: Ops> Oracle<'a, B> {
     pub fn generate(&mut self, askers: &[Asker], sampling: &Sampling, eos: &[u32]) -> Result<Vec<Vec<Vec<u32>>>> {
         let mut out: Vec<Vec<Vec<u32>>> = askers.iter().map(|a| vec![Vec::new(); a.prompts.len()]).collect();
         let room = self.net.max_positions();
-        self.for_each_pack(askers, &mut |oracle, placed| {
+        self.for_each_pack(askers, sampling.max_new_tokens as usize, &mut |oracle, placed| {
             let owners = output_owners(&oracle.packer, placed);
             let (mut live, to_cache) = oracle.place(placed, askers, sampling)?;
             let mut batch = Batch::default();
@@ -138,9 +138,10 @@ impl<'a, B: Ops> Oracle<'a, B> {
         Ok(out)
     }
 
-    /// Packs the askers' prompts in order and calls `run` on each full pack.
-    fn for_each_pack(&mut self, askers: &[Asker], run: &mut dyn FnMut(&mut Self, &[Placed]) -> Result<()>) -> Result<()> {
-        let mut placed: Vec<Placed> = Vec::new();
+    /// Packs the askers' prompts in order and calls `run` on each full pack; `answer` cache rows are kept
+    /// for each prompt.
+    fn for_each_pack(&mut self, askers: &[Asker], answer: usize, run: &mut dyn FnMut(&mut Self, &[Placed]) -> Result<()>) -> Result<()> {
+        let (mut placed, mut prompts): (Vec<Placed>, usize) = (Vec::new(), 0);
         self.packer.clear();
         for (index, asker) in askers.iter().enumerate() {
             let pieces: Vec<Piece<'_>> = asker.prompts.iter().map(|p| Piece::prompt(p)).collect();
@@ -149,9 +150,11 @@ impl<'a, B: Ops> Oracle<'a, B> {
                 let pieces = &pieces[chunk.clone()];
                 let rows = rows_of(pieces, self.rules.share_prefixes);
                 let no_slot = segment.is_none() && asker.adapter.is_some() && self.free_slots() == 0;
-                if !placed.is_empty() && (self.packer.rows() + rows > self.predictor.rows() || no_slot) {
+                let cached = self.packer.rows() + rows + (prompts + pieces.len()) * answer;
+                let full = self.packer.rows() + rows > self.predictor.rows() || (answer > 0 && cached > self.predictor.cache_rows());
+                if !placed.is_empty() && (full || no_slot) {
                     run(self, &placed)?;
-                    placed.clear();
+                    (placed, prompts) = (Vec::new(), 0);
                     self.packer.clear();
                     self.empty_shelf(segment)?;
                 }
@@ -162,6 +165,7 @@ impl<'a, B: Ops> Oracle<'a, B> {
                     segment = self.shelve(asker)?;
                 }
                 self.packer.add(&Share { adapter: segment, pieces, weight: 0.0, first_token: 0 });
+                prompts += pieces.len();
                 placed.push(Placed { asker: index, prompts: chunk, segment });
             }
         }
