@@ -72,3 +72,23 @@ impl Backend for Cpu {
         Ok(())
     }
 }
+
+/// Rows of one task of a row-wise operation: enough to outweigh the cost of a task.
+pub(crate) const ROWS_PER_TASK: usize = 16;
+
+/// The `rows` rows of a window in parallel pieces of [`ROWS_PER_TASK`] rows; the last row of all may be
+/// shorter than the stride, but not than the operation's width.
+pub(crate) fn rows_mut(
+    buf: &mut [f32],
+    (start, stride): (usize, usize),
+    rows: usize,
+) -> impl rayon::iter::IndexedParallelIterator<Item = &mut [f32]> {
+    use rayon::slice::ParallelSliceMut;
+    let window = if rows == 0 {
+        &mut []
+    } else {
+        let end = buf.len().min(start + rows * stride);
+        &mut buf[start..end]
+    };
+    window.par_chunks_mut((ROWS_PER_TASK * stride).max(1))
+}

@@ -1,0 +1,3 @@
+//! Frozen products on every backend.
+
+mod naive;

@@ -1,0 +1,1 @@
+//! Grouped LoRA, one element at a time (written with the op).
