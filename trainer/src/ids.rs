@@ -73,8 +73,6 @@ impl fmt::Debug for UserKey {
 pub struct Slot(pub u32);
 
 /// Optimiser steps a user has finished.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Step(pub u32);
