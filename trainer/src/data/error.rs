@@ -1,0 +1,215 @@
+//! What can be wrong with data, by name, with the place.
+
+use crate::ids::UserId;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// An error of this module.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The system refused a read or a write; reading cannot go on.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// One record is bad; the records after it can still be read.
+    #[error(transparent)]
+    Bad(#[from] Problem),
+    /// A file changed between the index pass and a later read.
+    #[error("{}: user {user} is not what the index pass saw: the file was changed during the run", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// The user looked for.
+        user: UserId,
+    },
+    /// A user is asked for that the data set does not have.
+    #[error("no user number {index}: the data set has {len}")]
+    NoSuchUser {
+        /// The number asked for.
+        index: usize,
+        /// Users there are.
+        len: usize,
+    },
+    /// No folder tried holds the ml-100k files.
+    #[error("ml-100k.inter and ml-100k.item not found; tried: {}", tried.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
+    NoMl100k {
+        /// The folders tried.
+        tried: Vec<PathBuf>,
+    },
+    /// A line of a ml-100k table is not what its header promises.
+    #[error("{}:{line}: {what}", path.display())]
+    Table {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// What is wrong.
+        what: String,
+    },
+    /// Fewer users meet the conditions than the selection asks for.
+    #[error("the selection asks for {wanted} users with at least {min_history} history items, {found} qualify")]
+    NotEnoughUsers {
+        /// Users asked for, personal and population.
+        wanted: usize,
+        /// Users that qualify.
+        found: usize,
+        /// The condition.
+        min_history: usize,
+    },
+    /// A selection parameter makes no sense.
+    #[error("ml-100k selection: {0}")]
+    Selection(&'static str),
+}
+
+impl DataError {
+    /// Wraps a system error with its file.
+    pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { path: path.to_owned(), source }
+    }
+}
+
+/// One bad record: where, whose, what. Printed as `file:line: user ID: what`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file.
+    pub file: Arc<Path>,
+    /// The line, from 1.
+    pub line: u64,
+    /// The user, when the line could be read that far.
+    pub user: Option<UserId>,
+    /// What is wrong.
+    pub what: What,
+}
+
+impl std::error::Error for Problem {}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: ", self.file.display(), self.line)?;
+        if let Some(user) = &self.user {
+            write!(f, "user {user}: ")?;
+        }
+        write!(f, "{}", self.what)
+    }
+}
+
+/// Why a record is refused. Texts taken from the data are escaped and cut when printed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum What {
+    /// The file starts with a byte order mark.
+    #[error("the file starts with a byte order mark; save it as UTF-8 without one")]
+    ByteOrderMark,
+    /// Bytes that are not UTF-8.
+    #[error("not UTF-8 at byte {byte} of the line")]
+    InvalidUtf8 {
+        /// Offset in the line, from 0.
+        byte: usize,
+    },
+    /// A line beyond the cap; it is skipped without being held in memory.
+    #[error("the line is longer than {limit_bytes} bytes")]
+    LineTooLong {
+        /// The cap.
+        limit_bytes: usize,
+    },
+    /// Not JSON: syntax, a number such as 1e999, a lone surrogate, text after the record.
+    #[error("not valid JSON at column {column}: {message}")]
+    Json {
+        /// The parser's column, from 1.
+        column: usize,
+        /// The parser's reason.
+        message: String,
+    },
+    /// JSON of another shape at a place that needs this one.
+    #[error("{place} must be {expected}, found {found}")]
+    WrongType {
+        /// The place, such as `history[3]`.
+        place: String,
+        /// What it must be.
+        expected: &'static str,
+        /// What it is.
+        found: &'static str,
+    },
+    /// The same key twice in one object.
+    #[error("{place} has the key {} twice", quoted(key))]
+    DuplicateKey {
+        /// The object.
+        place: String,
+        /// The key.
+        key: String,
+    },
+    /// A key of a record other than `id`, `history`, `queries`.
+    #[error("unknown key {} in the record; it has `id`, `history` and `queries`", quoted(key))]
+    UnknownKey {
+        /// The key.
+        key: String,
+    },
+    /// A record without an id.
+    #[error("the record has no `id`")]
+    MissingId,
+    /// An id that is the empty text.
+    #[error("{place} is empty")]
+    EmptyId {
+        /// The id's place.
+        place: String,
+    },
+    /// An id beyond the cap.
+    #[error("{place} has {bytes} bytes, at most {limit_bytes} are allowed")]
+    IdTooLong {
+        /// The id's place.
+        place: String,
+        /// Its length.
+        bytes: usize,
+        /// The cap.
+        limit_bytes: usize,
+    },
+    /// A number whose value a double cannot hold exactly enough to be turned into text.
+    #[error("{place} is a number too large to keep exactly; write it as a string")]
+    InexactNumber {
+        /// The number's place.
+        place: String,
+    },
+    /// An item with an id at most.
+    #[error("{place} has no field besides its id")]
+    NoFields {
+        /// The item.
+        place: String,
+    },
+    /// Two items of one list with one id.
+    #[error("two items of `{list}` have the id {}", quoted(id))]
+    DuplicateItem {
+        /// `history` or `queries`.
+        list: &'static str,
+        /// The id.
+        id: String,
+    },
+    /// A personal user without history.
+    #[error("the history is empty: there is nothing to train on")]
+    EmptyHistory,
+    /// A population user without queries.
+    #[error("a population user without queries: there is nothing to train on")]
+    NoQueries,
+    /// A second record of a user; never merged with the first.
+    #[error("a second record of this user (the first is on line {first_line}); it is refused, not merged")]
+    DuplicateUser {
+        /// The line of the record that counts.
+        first_line: u64,
+    },
+    /// A user among both the personal and the population users.
+    #[error("the user is also among the personal users; population users must be others")]
+    InBothSets,
+}
+
+/// Data in a message: in quotes, control characters escaped, cut at 80 characters.
+fn quoted(text: &str) -> String {
+    let mut cut: String = text.chars().take(80).collect();
+    if cut.len() < text.len() {
+        cut.push('…');
+    }
+    format!("{cut:?}")
+}
