@@ -2,7 +2,7 @@
 
 use super::cache::MappedBase;
 use super::sites::{BlockSites, LayerSites, Part, lowest};
-use super::spec::{BaseSpec, Norm};
+use super::spec::{BaseSpec, Family, Norm, layer_tensor};
 use super::{Error, Result};
 use kernels::activation::Kind;
 use kernels::attention::Heads;
@@ -74,9 +74,9 @@ impl Dims {
 
 /// The activation of a base's MLP.
 pub(super) fn activation(spec: &BaseSpec) -> Kind {
-    match spec.norm {
-        Norm::Rms => Kind::SwiGlu,
-        Norm::Layer => Kind::GeluNew,
+    match spec.family {
+        Family::Llama => Kind::SwiGlu,
+        Family::Gpt2 => Kind::GeluNew,
     }
 }
 
@@ -115,14 +115,13 @@ impl<B: Ops> Network<B> {
         let blocks = (0..spec.layers)
             .map(|l| load.block(l, BlockSites::new(&spec, &sites.get(l).copied().unwrap_or_default())))
             .collect::<Result<Vec<_>>>()?;
-        let rope = match spec.rope_frequencies() {
-            Some(frequencies) => {
-                let table = kernels::rope::table(&frequencies, max_positions);
-                let mut buf = backend.alloc(table.len())?;
-                backend.write(&mut buf, 0, &table)?;
-                Some(buf)
-            }
-            None => None,
+        let rope = if spec.rope.is_some() {
+            let table = kernels::rope::table(&spec.rope_frequencies(), max_positions);
+            let mut buf = backend.alloc(table.len())?;
+            backend.write(&mut buf, 0, &table)?;
+            Some(buf)
+        } else {
+            None
         };
         #[expect(clippy::cast_precision_loss, reason = "a head width is far below 2^24")]
         let scale = 1.0 / (spec.head_dim as f32).sqrt();
@@ -130,7 +129,7 @@ impl<B: Ops> Network<B> {
         Ok(Self {
             embedding: if spec.tied_head { None } else { Some(load.weight("embedding")?) },
             positions: if spec.learned_positions.is_some() { Some(load.vector("positions")?) } else { None },
-            final_norm: load.norm("final_norm")?,
+            final_norm: load.norm("norm")?,
             head: load.weight("head")?,
             rope,
             lowest: lowest(&blocks.iter().map(|b| b.sites.clone()).collect::<Vec<_>>()),
@@ -196,27 +195,28 @@ impl<B: Ops> Loader<'_, B> {
         Ok(NormWeights { weight: self.vector(&format!("{name}.weight"))?, bias, eps: self.spec.norm_eps })
     }
 
-    fn product(&self, name: &str) -> Result<Product<B>> {
-        let bias = format!("{name}.bias");
-        let bias = if self.base.has(&bias) { Some(self.vector(&bias)?) } else { None };
+    fn product(&self, layer: usize, part: &str, biased: bool) -> Result<Product<B>> {
+        let name = layer_tensor(layer, part);
+        let bias = if biased { Some(self.vector(&format!("{name}.bias"))?) } else { None };
         Ok(Product { weight: self.weight(&format!("{name}.weight"))?, bias })
     }
 
     fn block(&self, layer: usize, sites: BlockSites) -> Result<Block<B>> {
-        let name = |part: &str| format!("blocks.{layer}.{part}");
-        let mlp_in = match activation(self.spec) {
-            Kind::SwiGlu => vec![self.product(&name("gate"))?, self.product(&name("up"))?],
-            Kind::GeluNew => vec![self.product(&name("fc"))?],
+        let attention = |part: &str| self.product(layer, part, self.spec.attention_bias);
+        let mlp = |part: &str| self.product(layer, part, self.spec.mlp_bias);
+        let (mlp_in, down) = match self.spec.family {
+            Family::Llama => (vec![mlp("gate")?, mlp("up")?], mlp("down")?),
+            Family::Gpt2 => (vec![mlp("fc")?], mlp("proj")?),
         };
         Ok(Block {
-            norm1: self.norm(&name("norm1"))?,
-            q: self.product(&name("q"))?,
-            k: self.product(&name("k"))?,
-            v: self.product(&name("v"))?,
-            o: self.product(&name("o"))?,
-            norm2: self.norm(&name("norm2"))?,
+            norm1: self.norm(&layer_tensor(layer, "norm1"))?,
+            q: attention("q")?,
+            k: attention("k")?,
+            v: attention("v")?,
+            o: attention("o")?,
+            norm2: self.norm(&layer_tensor(layer, "norm2"))?,
             mlp_in,
-            down: self.product(&name("down"))?,
+            down,
             sites,
         })
     }

@@ -6,6 +6,7 @@
 pub mod engine;
 pub mod individual;
 pub mod population;
+pub mod recipe;
 pub mod predict;
 pub mod sample;
 pub mod trainee;

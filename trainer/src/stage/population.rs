@@ -103,17 +103,10 @@ fn population_key(seed: u64, shard: u32) -> [u32; 2] {
 }
 
 fn update<B: Ops>(engine: &mut Engine<'_, B>, task: &Task<'_>, slot: Slot, (step, total): (u32, u32)) -> Result<f32> {
-    let r = &task.recipe;
     let update = Update {
         offset: engine.slabs.offset(slot) as u64,
         len: u32::try_from(engine.sites.params(task.lora.lora_rank as usize)).map_err(|_| Error::TooManySteps)?,
-        step: step + 1,
-        learning_rate: learning_rate(r.schedule, r.learning_rate, step, total, r.warmup_ratio),
-        beta1: r.betas[0],
-        beta2: r.betas[1],
-        eps: r.eps,
-        weight_decay: r.weight_decay,
-        clip_norm: r.clip_norm,
+        ..super::recipe::update(&task.recipe, step, total)
     };
     let mut norm = [0.0];
     engine.update(&[update], &mut norm)?;

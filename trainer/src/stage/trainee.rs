@@ -251,13 +251,7 @@ impl Trainee {
         Update {
             offset,
             len: u32::try_from(self.num_params).unwrap_or(u32::MAX),
-            step: self.steps + 1,
-            learning_rate: learning_rate(r.schedule, r.learning_rate, self.steps, self.total_steps, r.warmup_ratio),
-            beta1: r.betas[0],
-            beta2: r.betas[1],
-            eps: r.eps,
-            weight_decay: r.weight_decay,
-            clip_norm: r.clip_norm,
+            ..super::recipe::update(r, self.steps, self.total_steps)
         }
     }
 
