@@ -97,7 +97,13 @@ impl<'a, Buf: Buffer> Mat<'a, Buf> {
     ///
     /// # Errors
     /// [`crate::Error::Length`] when they do not.
-    pub fn check(&self, op: &'static str, what: &'static str, rows: usize, width: usize) -> Result<()> {
+    pub fn check(
+        &self,
+        op: &'static str,
+        what: &'static str,
+        rows: usize,
+        width: usize,
+    ) -> Result<()> {
         check_window(op, what, (rows, width), (self.start, self.stride), self.buf.len())
     }
 }
@@ -117,7 +123,13 @@ impl<'a, Buf: Buffer> MatMut<'a, Buf> {
     ///
     /// # Errors
     /// [`crate::Error::Length`] when they do not.
-    pub fn check(&self, op: &'static str, what: &'static str, rows: usize, width: usize) -> Result<()> {
+    pub fn check(
+        &self,
+        op: &'static str,
+        what: &'static str,
+        rows: usize,
+        width: usize,
+    ) -> Result<()> {
         check_window(op, what, (rows, width), (self.start, self.stride), self.buf.len())
     }
 }

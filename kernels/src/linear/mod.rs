@@ -8,6 +8,9 @@ use crate::error::{Result, check_eq, check_len};
 use std::sync::Arc;
 
 pub mod cpu;
+pub mod peak;
+mod product;
+pub(crate) mod tile;
 
 /// How a weight lies in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,7 +142,11 @@ impl<B: Linear> Backward<'_, B> {
 }
 
 /// Checks the two slices of [`Linear::prepare`] and [`Linear::unprepare`].
-pub(crate) fn check_prepare(op: &'static str, plain: (usize, usize), prepared: (usize, usize)) -> Result<()> {
+pub(crate) fn check_prepare(
+    op: &'static str,
+    plain: (usize, usize),
+    prepared: (usize, usize),
+) -> Result<()> {
     check_eq(op, "plain weight", plain.0, plain.1)?;
     check_len(op, "prepared weight", prepared.0, prepared.1)
 }

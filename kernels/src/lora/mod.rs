@@ -133,7 +133,12 @@ impl Segment {
     ///
     /// # Errors
     /// [`Error::Routing`] naming the segment.
-    pub fn check_all(segments: &[Self], rows: usize, units: usize, (params, grads): (usize, usize)) -> Result<()> {
+    pub fn check_all(
+        segments: &[Self],
+        rows: usize,
+        units: usize,
+        (params, grads): (usize, usize),
+    ) -> Result<()> {
         let mut end = 0usize;
         for (index, s) in segments.iter().enumerate() {
             let size = s.lora_rank as u64 * units as u64;
