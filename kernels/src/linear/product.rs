@@ -82,7 +82,8 @@ impl Product<'_> {
         let wanted = (2 * rayon::current_num_threads()).div_ceil(blocks);
         let work = (block * self.k * self.n / TASK_WORK).max(1);
         let panels = self.n.div_ceil(PANEL);
-        let pieces = if rayon::current_num_threads() == 1 { 1 } else { wanted.min(work).min(panels) };
+        let pieces =
+            if rayon::current_num_threads() == 1 { 1 } else { wanted.min(work).min(panels) };
         let go = |(index, y): (usize, &mut [f32])| {
             let mut owned = Owned { rows: std::array::from_fn(|_| Default::default()), len: 0 };
             for (slot, row) in owned.rows.iter_mut().zip(y.chunks_mut(stride)) {
@@ -99,7 +100,14 @@ impl Product<'_> {
     }
 
     /// Cuts the columns into `pieces` tasks.
-    fn columns(&self, arch: Arch, first_row: usize, y: Owned<'_>, panels: Range<usize>, pieces: usize) {
+    fn columns(
+        &self,
+        arch: Arch,
+        first_row: usize,
+        y: Owned<'_>,
+        panels: Range<usize>,
+        pieces: usize,
+    ) {
         if pieces <= 1 {
             arch.dispatch(Task { product: self, first_row, y, panels });
             return;
@@ -166,7 +174,13 @@ impl Task<'_, '_> {
 
     /// Every tile of one block of `k`.
     #[inline(always)]
-    fn block<S: Simd>(&mut self, simd: S, ks: Range<usize>, last: bool, packed: &[[f32; PACKED_K]]) {
+    fn block<S: Simd>(
+        &mut self,
+        simd: S,
+        ks: Range<usize>,
+        last: bool,
+        packed: &[[f32; PACKED_K]],
+    ) {
         let p = self.product;
         let fresh = ks.start == 0 && !p.accumulate;
         let mut acc: Accumulators = [[0.0; PANEL]; MAX_ROWS];
@@ -180,9 +194,13 @@ impl Task<'_, '_> {
                         acc[..width].copy_from_slice(&y[column..column + width]);
                     }
                 }
-                multiply(simd, &packed[first..first + rows], w, fresh, &mut acc);
+                multiply(simd, &packed[first..first + rows], (w, width), fresh, &mut acc);
                 if last {
-                    self.finish(&mut acc, first..first + rows, panel * PANEL..panel * PANEL + width);
+                    self.finish(
+                        &mut acc,
+                        first..first + rows,
+                        panel * PANEL..panel * PANEL + width,
+                    );
                 }
                 for (acc, y) in acc.iter().zip(&mut self.y.rows[first..first + rows]) {
                     y[column..column + width].copy_from_slice(&acc[..width]);

@@ -36,38 +36,52 @@ pub(crate) fn tile_rows<S: Simd>() -> usize {
 /// `acc[row] = fma(x[row, k], w[k, column], acc[row])` for the rows of `x`, in ascending `k`; the chains
 /// begin at zero if `fresh`.
 ///
-/// `x` holds at most [`MAX_ROWS`] packed rows, `w` a panel row for each of at most [`BLOCK_K`] `k`.
+/// `x` holds at most [`MAX_ROWS`] packed rows, `w` a panel row for each of at most [`BLOCK_K`] `k`, of which
+/// the first `columns` matter (the other accumulators may be left as they are).
 #[inline(always)]
-pub(crate) fn multiply<S: Simd>(simd: S, x: &[[f32; PACKED_K]], w: &[[f32; PANEL]], fresh: bool, acc: &mut Accumulators) {
+pub(crate) fn multiply<S: Simd>(
+    simd: S,
+    x: &[[f32; PACKED_K]],
+    (w, columns): (&[[f32; PANEL]], usize),
+    fresh: bool,
+    acc: &mut Accumulators,
+) {
     match x.len() {
-        1 => panel::<S, 1>(simd, x, w, fresh, acc),
-        2 => panel::<S, 2>(simd, x, w, fresh, acc),
-        3 => panel::<S, 3>(simd, x, w, fresh, acc),
-        4 => panel::<S, 4>(simd, x, w, fresh, acc),
-        5 => panel::<S, 5>(simd, x, w, fresh, acc),
-        6 => panel::<S, 6>(simd, x, w, fresh, acc),
-        7 => panel::<S, 7>(simd, x, w, fresh, acc),
-        8 => panel::<S, 8>(simd, x, w, fresh, acc),
-        9 => panel::<S, 9>(simd, x, w, fresh, acc),
-        10 => panel::<S, 10>(simd, x, w, fresh, acc),
-        11 => panel::<S, 11>(simd, x, w, fresh, acc),
-        _ => panel::<S, 12>(simd, x, w, fresh, acc),
+        1 => panel::<S, 1>(simd, x, (w, columns), fresh, acc),
+        2 => panel::<S, 2>(simd, x, (w, columns), fresh, acc),
+        3 => panel::<S, 3>(simd, x, (w, columns), fresh, acc),
+        4 => panel::<S, 4>(simd, x, (w, columns), fresh, acc),
+        5 => panel::<S, 5>(simd, x, (w, columns), fresh, acc),
+        6 => panel::<S, 6>(simd, x, (w, columns), fresh, acc),
+        7 => panel::<S, 7>(simd, x, (w, columns), fresh, acc),
+        8 => panel::<S, 8>(simd, x, (w, columns), fresh, acc),
+        9 => panel::<S, 9>(simd, x, (w, columns), fresh, acc),
+        10 => panel::<S, 10>(simd, x, (w, columns), fresh, acc),
+        11 => panel::<S, 11>(simd, x, (w, columns), fresh, acc),
+        _ => panel::<S, 12>(simd, x, (w, columns), fresh, acc),
     }
 }
 
 /// Covers the panel with parts of `VECTORS` registers, as wide as the register file allows.
 #[inline(always)]
-fn panel<S: Simd, const ROWS: usize>(simd: S, x: &[[f32; PACKED_K]], w: &[[f32; PANEL]], fresh: bool, acc: &mut Accumulators) {
+fn panel<S: Simd, const ROWS: usize>(
+    simd: S,
+    x: &[[f32; PACKED_K]],
+    (w, columns): (&[[f32; PANEL]], usize),
+    fresh: bool,
+    acc: &mut Accumulators,
+) {
     let Some(x) = x.first_chunk::<ROWS>() else { return };
     match S::F32_LANES {
+        16 if columns <= 16 => simd.vectorize(Part::<ROWS, 1> { x, w, fresh, acc, first: 0 }),
         16 => simd.vectorize(Part::<ROWS, 2> { x, w, fresh, acc, first: 0 }),
         8 if ROWS <= 6 => {
-            for first in [0, 2] {
+            for first in [0, 2].into_iter().take(columns.div_ceil(16)) {
                 simd.vectorize(Part::<ROWS, 2> { x, w, fresh, acc: &mut *acc, first });
             }
         }
         4 if ROWS <= 6 => {
-            for first in [0, 4] {
+            for first in [0, 4].into_iter().take(columns.div_ceil(16)) {
                 simd.vectorize(Part::<ROWS, 4> { x, w, fresh, acc: &mut *acc, first });
             }
         }
