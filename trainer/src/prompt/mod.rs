@@ -1,1 +1,155 @@
-//! prompt (head to be written by its owner)
+//! From items to token ids: what the model reads, what it is trained to answer.
+//!
+//! Owns: task templates ([`Template`], checked into a [`Task`]), their examples with the
+//! prompt/answer boundary ([`Example`]), queries and label tokens. Must never know: weights, users in
+//! flight, files. The tokenizer is a trait ([`Tokenize`]); the type is the model's.
+//!
+//! **The text.** `instruction NL [history line NL]… prompt`, then one space and the answer. The
+//! instruction has no placeholders and comes first, so all examples of a user share it as a prefix.
+//!
+//! **The boundary.** BOS (if the tokenizer has one) and the prompt are tokenised alone, then the
+//! space with the answer alone, then EOS. So no token straddles the boundary, training and
+//! prediction read the same prompt tokens, and exactly answer + EOS are supervised.
+//! Start reading at [`Builder`].
+
+mod build;
+mod example;
+mod labels;
+mod template;
+
+pub use build::Builder;
+pub use example::{Example, Query};
+pub use labels::LabelTokens;
+pub use template::{Task, Template};
+
+/// An error a tokenizer reports, in its own words.
+pub type TokenizeError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Text <-> token ids, as the base model's tokenizer has them.
+pub trait Tokenize {
+    /// The ids of a text, without any special token around it.
+    ///
+    /// # Errors
+    /// The tokenizer's.
+    fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizeError>;
+
+    /// The text of ids, special tokens left out.
+    ///
+    /// # Errors
+    /// The tokenizer's, as for an id outside the vocabulary.
+    fn decode(&self, ids: &[u32]) -> Result<String, TokenizeError>;
+
+    /// The id that ends an answer.
+    fn eos(&self) -> u32;
+
+    /// The id that starts a prompt, if the base was trained with one.
+    fn bos(&self) -> Option<u32>;
+}
+
+/// An error of this module.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptError {
+    /// A template that breaks its own rules.
+    #[error("template `{template}`, {part}: {what}")]
+    Template {
+        /// Its name.
+        template: String,
+        /// The field of the template.
+        part: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// An item lacks a field that the template names.
+    #[error("item {item:?} has no field {field:?}, which template `{template}` needs")]
+    MissingField {
+        /// The template.
+        template: String,
+        /// The item's id.
+        item: String,
+        /// The field.
+        field: String,
+    },
+    /// The answer is empty.
+    #[error("item {item:?}: the answer is empty")]
+    EmptyAnswer {
+        /// The item's id.
+        item: String,
+    },
+    /// The answer is not one of the template's labels.
+    #[error("item {item:?}: the answer {answer:?} is not one of the labels {labels:?}")]
+    NotALabel {
+        /// The item's id.
+        item: String,
+        /// The answer.
+        answer: String,
+        /// The labels.
+        labels: Vec<String>,
+    },
+    /// After cutting at the length limit no answer token is left: there is nothing to train on.
+    #[error("item {item:?}: the prompt has {prompt_tokens} tokens, the limit is {max_len}: no supervised token is left")]
+    NoSupervisedToken {
+        /// The item's id.
+        item: String,
+        /// Length of its prompt.
+        prompt_tokens: usize,
+        /// The limit.
+        max_len: usize,
+    },
+    /// A prompt that leaves no room for an answer.
+    #[error("query {item:?}: the prompt has {prompt_tokens} tokens, the limit is {max_len}: no answer fits")]
+    PromptTooLong {
+        /// The query's id.
+        item: String,
+        /// Length of its prompt.
+        prompt_tokens: usize,
+        /// The limit.
+        max_len: usize,
+    },
+    /// Two labels cannot be told apart by one token.
+    #[error("labels {first:?} and {second:?} start with the same token {token} after what all labels share: closed-label scoring needs distinct ones")]
+    LabelsShareToken {
+        /// One label.
+        first: String,
+        /// The other.
+        second: String,
+        /// The token.
+        token: u32,
+    },
+    /// The tokenizer failed.
+    #[error("tokenizer: {0}")]
+    Tokenizer(#[source] TokenizeError),
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! A tokenizer for tests: one id per character; digits and spaces apart, as SmolLM2 has them.
+
+    use super::{Tokenize, TokenizeError};
+
+    /// Ids are code points; 0 is EOS, 1 is BOS if it has one.
+    pub(crate) struct Letters {
+        pub(crate) bos: bool,
+    }
+
+    impl Tokenize for Letters {
+        fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizeError> {
+            if text.contains('\u{fffd}') {
+                return Err("unknown character".into());
+            }
+            Ok(text.chars().map(|c| u32::from(c) + 2).collect())
+        }
+
+        fn decode(&self, ids: &[u32]) -> Result<String, TokenizeError> {
+            let chars = ids.iter().filter(|id| **id > 1).map(|id| char::from_u32(id - 2));
+            chars.collect::<Option<String>>().ok_or_else(|| "not a code point".into())
+        }
+
+        fn eos(&self) -> u32 {
+            0
+        }
+
+        fn bos(&self) -> Option<u32> {
+            self.bos.then_some(1)
+        }
+    }
+}
