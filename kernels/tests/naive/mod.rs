@@ -7,8 +7,12 @@
 #![allow(dead_code, reason = "each test binary uses the ops it tests")]
 #![allow(unreachable_pub, missing_docs, reason = "shared by every test binary, exported by none")]
 
+mod activation;
 mod linear;
 mod lora;
+mod norm;
+mod optim;
+mod rope;
 
 use kernels::backend::{Backend, Buffer, Element};
 use kernels::error::{Result, check_len};
