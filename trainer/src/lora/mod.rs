@@ -7,16 +7,19 @@
 //! a file, an MPI rank or a device buffer. Start reading at [`SiteList`].
 
 mod init;
+mod of_base;
 mod sites;
 mod slabs;
 mod spec;
 mod target;
 
 pub use init::{Philox, initialise};
+pub use of_base::Merge;
 pub use sites::{Half, SiteEntry, SiteList, SiteRange, SiteSpec};
 pub use slabs::Slabs;
 pub use spec::AdapterSpec;
-pub use target::{Family, Target};
+pub use crate::model::spec::Family;
+pub use target::Target;
 
 use crate::ids::Slot;
 
@@ -30,6 +33,14 @@ pub enum Error {
         name: String,
         /// All names.
         expected: String,
+    },
+    /// A target of another model family than the base.
+    #[error("target {target} is not of this base, which is of the family {base:?}")]
+    WrongFamily {
+        /// Path of the target in its block.
+        target: &'static str,
+        /// Family of the base.
+        base: Family,
     },
     /// A module path no adapter of ours has.
     #[error("{path:?} is not the path of an adaptable product of Llama or GPT-2")]

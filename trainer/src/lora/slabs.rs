@@ -63,6 +63,11 @@ impl Slabs {
         self.offset(slot)..self.offset(slot) + self.capacity
     }
 
+    /// Whether nobody has the slot.
+    pub fn is_free(&self, slot: Slot) -> bool {
+        self.free.contains(&slot)
+    }
+
     /// Takes the lowest free slot.
     pub fn take(&mut self) -> Option<Slot> {
         self.free.pop_first()

@@ -1,16 +1,7 @@
 //! The adaptable products of the two model families, under the names Hugging Face gives them.
 
-use super::Error;
+use super::{Error, Family};
 use serde::{Deserialize, Serialize};
-
-/// A model family: it decides the module paths.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Family {
-    /// Llama and what shares its module names.
-    Llama,
-    /// GPT-2 (base weights stored `[in, out]`, hence PEFT's `fan_in_fan_out`).
-    Gpt2,
-}
 
 /// One adaptable product of a block; the order of the variants is the order of sites within a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

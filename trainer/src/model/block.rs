@@ -185,9 +185,10 @@ impl<B: Ops> Pass<'_, B> {
             self.product_back(lane.rows, Mat::new(dq, d.q), &block.q, MatMut::new(normed, d.hidden), false)?;
             self.key_value_back(block, qkv, normed, true)?;
         }
-        let mut dx = |below| if below { Some(MatMut::new(&mut *normed, d.hidden)) } else { None };
-        self.adapt_back(lane, &block.sites.q, (x_normed, Mat::new(dq, d.q)), grads, dx(reach.below))?;
-        self.adapt_back(lane, &block.sites.kv, (x_normed, Mat::new(qkv, d.qkv)), grads, dx(reach.below))?;
+        let dx = reach.below.then(|| MatMut::new(&mut *normed, d.hidden));
+        self.adapt_back(lane, &block.sites.q, (x_normed, Mat::new(dq, d.q)), grads, dx)?;
+        let dx = reach.below.then(|| MatMut::new(&mut *normed, d.hidden));
+        self.adapt_back(lane, &block.sites.kv, (x_normed, Mat::new(qkv, d.qkv)), grads, dx)?;
         if reach.below {
             self.norm_back(lane.rows, &block.norm1, Mat::new(x, d.hidden), Mat::new(normed, d.hidden), MatMut::new(stream, d.hidden))?;
         }

@@ -183,9 +183,9 @@ impl<B: Ops> Predictor<B> {
 
 /// The stream a block reads and the one it writes, taking turns.
 fn two_streams<T>(inputs: &mut [T], layer: usize) -> Result<(&T, &mut T)> {
-    match inputs {
-        [a, b] if layer % 2 == 0 => Ok((a, b)),
-        [a, b] => Ok((b, a)),
+    match (inputs, layer % 2) {
+        ([a, b], 0) => Ok((a, b)),
+        ([a, b], _) => Ok((b, a)),
         _ => Err(Error::Batch { what: "a forward-only step has two streams".into() }),
     }
 }

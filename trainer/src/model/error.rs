@@ -127,6 +127,12 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
+    /// A packed batch is inconsistent or does not fit.
+    #[error("batch: {what}")]
+    Batch {
+        /// What is wrong.
+        what: String,
+    },
     /// An operation refused its arguments.
     #[error(transparent)]
     Kernel(#[from] kernels::Error),

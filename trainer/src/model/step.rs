@@ -113,10 +113,10 @@ impl<B: Ops> Stepper<B> {
 
     fn backward(&mut self, net: &Network<B>, params: &B::Buf<f32>, grads: &mut B::Buf<f32>) -> Result<()> {
         let pass = Pass { net, batch: &self.batch, params };
-        let (Some((lowest, part)), Some(g)) = (net.lowest, self.acts.gradients.as_mut()) else {
+        let (d, rows, acts) = (net.dims.hidden, self.batch.outputs.rows, &mut self.acts);
+        let (Some((lowest, part)), Some(g)) = (net.lowest, acts.gradients.as_mut()) else {
             return Err(Error::Batch { what: "a backward without adapters or buffers".into() });
         };
-        let (d, rows, acts) = (net.dims.hidden, self.batch.outputs.rows, &mut self.acts);
         let reach = |layer: usize| Reach { lowest: if layer == lowest { part } else { Part::Qkv }, below: layer > lowest };
         net.backend().zero(&mut g.stream_outputs, 0, rows * d)?;
         let (x, dy) = (Mat::new(&acts.last.output, d), Mat::new(&g.normed_outputs, d));
