@@ -23,6 +23,9 @@ pub const PANIC_CODE: i32 = 101;
 /// Bytes of one MPI message, well under the 2³¹ − 1 elements its counts can say.
 const MESSAGE_BYTES: usize = 1 << 30;
 
+/// What a rank with nothing to send points at. The pointer of an empty `Vec<u8>` is 1, which Open MPI reads as MPI_IN_PLACE.
+static NOTHING: [u8; 1] = [0];
+
 /// The world of all ranks that the job's MPI launcher started; a world of one if there was none.
 pub struct Mpi {
     rank: usize,
@@ -137,7 +140,10 @@ impl Mpi {
                     Some(*at - n)
                 })
                 .collect();
-            let send = &mine[start.min(mine.len())..][..part(mine.len())];
+            let send = match part(mine.len()) {
+                0 => &NOTHING[..0],
+                n => &mine[start..][..n],
+            };
             buffer.resize(if receives { lens.iter().map(|&l| part(l)).sum() } else { 0 }, 0u8);
             match root {
                 None => {

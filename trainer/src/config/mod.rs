@@ -1,1 +1,29 @@
-//! config (head to be written by its owner)
+//! config: a run as written, and as meant.
+//!
+//! Owns: the TOML a user writes ([`Document`]), the checks and their messages, recipes by name, the resolved [`Config`]
+//! with its hash. Must never know: what a value leads to, the environment (`${NAME}` comes from a map), the terminal.
+//! Start reading at `keys.rs`, the table of all keys; then [`Document::resolve`].
+
+mod document;
+mod error;
+mod identity;
+mod keys;
+mod recipe;
+mod resolve;
+mod resolved;
+mod value;
+
+pub use document::Document;
+pub use error::{Error, Place, Suggestion};
+pub use identity::{Difference, Hash};
+pub use keys::{Default, Effect, Key, Kind, OVERRIDE, OVERRIDES, RECIPE, SECTIONS, Section};
+pub use recipe::{EarlyStop, Recipe, ScheduleKind};
+pub use resolved::{
+    Arm, Base, Config, Data, Engine, Evaluate, Individual, Metric, Override, Population, Predict,
+    PredictMode, Prompt, Recompute, RetrieverKind, Run, Source,
+};
+
+/// The names of the recipes.
+pub fn recipe_names() -> impl Iterator<Item = &'static str> {
+    recipe::RECIPES.iter().map(|r| r.name)
+}

@@ -1,0 +1,313 @@
+//! From as written to as meant: known keys only, every value checked, recipes and defaults underneath.
+
+use super::document::Document;
+use super::error::{Error, Suggestion};
+use super::keys::{Default, Key, Kind, OVERRIDE, OVERRIDES, RECIPE, SECTIONS, Section};
+use super::recipe::{RECIPES, ROOT};
+use super::resolved::{Arm, Config, Source};
+use super::value::{Checker, nearest};
+use serde::Deserialize as _;
+use std::collections::{BTreeMap, BTreeSet};
+use toml::{Table, Value};
+
+/// Values by the name of their key, dots and all.
+type Values = BTreeMap<&'static str, Value>;
+
+impl Document {
+    /// The config as meant. `variables` are what `${NAME}` in texts and paths may name.
+    ///
+    /// # Errors
+    /// Unknown keys, missing keys, values out of range, unknown variables, keys that do not go together.
+    pub fn resolve(&self, variables: &BTreeMap<String, String>) -> Result<Config, Error> {
+        let checker = Checker { document: self, variables };
+        self.known_sections()?;
+        let mut whole = Table::new();
+        for section in SECTIONS {
+            let values = checker.section(section)?;
+            whole.insert(section.name.to_owned(), Value::Table(values));
+        }
+        let mut config = Config::deserialize(whole)
+            .map_err(|e| Error::Unsayable { reason: e.to_string() })?;
+        for o in &mut config.individual.overrides {
+            o.users.sort();
+        }
+        self.fitting(&config)?;
+        Ok(config)
+    }
+
+    fn known_sections(&self) -> Result<(), Error> {
+        for (name, value) in &self.table {
+            let known = SECTIONS.iter().any(|s| s.name == name);
+            if !known {
+                let suggestion = match owner(name, "") {
+                    Suggestion::Nothing => nearest(name, SECTIONS.iter().map(|s| s.name)),
+                    found => found,
+                };
+                let place = self.place(name);
+                return Err(Error::Unknown { place, key: name.clone(), suggestion });
+            }
+            if !value.is_table() {
+                return Err(Error::Value {
+                    place: self.place(name),
+                    key: name.clone(),
+                    given: value.to_string(),
+                    allowed: format!("a section: [{name}]"),
+                    suggestion: Suggestion::Nothing,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// What no single key can say.
+    fn fitting(&self, config: &Config) -> Result<(), Error> {
+        let conflict = |key: &str, reason: &str| {
+            let (key, reason) = (key.to_owned(), reason.to_owned());
+            Err(Error::Conflict { place: self.place(&key), key, reason })
+        };
+        let data = &config.data;
+        let stage = config.population.enabled;
+        match data.source {
+            Source::Jsonl => {
+                if data.personal.is_none() {
+                    return conflict("data.personal", "must be set with source = \"jsonl\"");
+                }
+                if stage && data.population.is_none() {
+                    let reason = "must be set with source = \"jsonl\" unless population.enabled = false";
+                    return conflict("data.population", reason);
+                }
+                if data.path.is_some() {
+                    return conflict("data.path", "has no meaning with source = \"jsonl\"");
+                }
+            }
+            Source::Ml100k => {
+                if data.path.is_none() {
+                    return conflict("data.path", "must be set with source = \"ml-100k\"");
+                }
+                if data.personal.is_some() || data.population.is_some() {
+                    let key =
+                        if data.personal.is_some() { "data.personal" } else { "data.population" };
+                    return conflict(key, "has a meaning with source = \"jsonl\" only");
+                }
+            }
+        }
+        if data.max_history.is_some_and(|most| most < data.min_history) {
+            return conflict("data.max_history", "is below data.min_history: no user is left");
+        }
+        if config.run.arms.contains(&Arm::Population) && !stage {
+            return conflict("run.arms", "has \"population\", but population.enabled = false");
+        }
+        let mut seen = BTreeSet::new();
+        for (i, o) in config.individual.overrides.iter().enumerate() {
+            if let Some(user) = o.users.iter().find(|u| !seen.insert((*u).clone())) {
+                let key = format!("individual.override[{i}].users");
+                return conflict(&key, &format!("user {user:?} is in an earlier override"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Checker<'_> {
+    /// One section, whole.
+    fn section(&self, section: &Section) -> Result<Table, Error> {
+        let empty = Table::new();
+        let written = self.document.table.get(section.name).and_then(Value::as_table);
+        let written = written.unwrap_or(&empty);
+        let recipe_keys: &[Key] = if section.recipe { RECIPE } else { &[] };
+        let mut overrides = None;
+        let mut plain = written.clone();
+        if section.name == "individual" {
+            overrides = plain.remove(OVERRIDES);
+        }
+        let keys: Vec<&Key> = section.keys.iter().chain(recipe_keys).collect();
+        let values = self.table(section.name, &keys, &plain)?;
+        let recipe = values.get("recipe").and_then(Value::as_str);
+        let fallback = match (section.recipe, recipe) {
+            (false, _) => Values::new(),
+            (true, Some(name)) => recipe_values(name, section.name)?,
+            (true, None) => recipe_values(default_recipe(section), section.name)?,
+        };
+        let values = self.complete(section.name, &keys, values, &fallback)?;
+        let mut table = nested(&values);
+        if let Some(overrides) = overrides {
+            let list = self.overrides(&overrides, &values)?;
+            table.insert(OVERRIDES.to_owned(), Value::Array(list));
+        }
+        Ok(table)
+    }
+
+    /// The overrides, each a whole recipe over the section's.
+    fn overrides(&self, given: &Value, section: &Values) -> Result<Vec<Value>, Error> {
+        let path = format!("individual.{OVERRIDES}");
+        let not_tables = || Error::Value {
+            place: self.document.place(&path),
+            key: path.clone(),
+            given: given.to_string(),
+            allowed: format!("a list of tables: [[{path}]]"),
+            suggestion: Suggestion::Nothing,
+        };
+        let keys: Vec<&Key> = OVERRIDE.iter().chain(RECIPE).collect();
+        let mut list = Vec::new();
+        for (i, item) in given.as_array().ok_or_else(not_tables)?.iter().enumerate() {
+            let at = format!("{path}[{i}]");
+            let written = item.as_table().ok_or_else(not_tables)?;
+            let values = self.table(&at, &keys, written)?;
+            let whole = self.complete(&at, &keys, values, section)?;
+            list.push(Value::Table(nested(&whole)));
+        }
+        Ok(list)
+    }
+
+    /// The written values of a table, checked.
+    fn table(&self, path: &str, keys: &[&Key], written: &Table) -> Result<Values, Error> {
+        let mut values = Values::new();
+        self.level(path, "", keys, written, &mut values)?;
+        Ok(values)
+    }
+
+    /// One level of a table; `inside` is the way from the section to here, with a dot at its end, or empty.
+    fn level(
+        &self,
+        section: &str,
+        inside: &str,
+        keys: &[&Key],
+        written: &Table,
+        values: &mut Values,
+    ) -> Result<(), Error> {
+        for (name, value) in written {
+            let full = format!("{inside}{name}");
+            let path = format!("{section}.{full}");
+            let deeper = format!("{full}.");
+            if let Some(key) = keys.iter().find(|k| k.name == full) {
+                values.insert(key.name, self.value(&path, key.kind, value)?);
+            } else if keys.iter().any(|k| k.name.starts_with(&deeper)) {
+                let Some(table) = value.as_table() else {
+                    return Err(Error::Value {
+                        place: self.document.place(&path),
+                        key: path,
+                        given: value.to_string(),
+                        allowed: "a table".to_owned(),
+                        suggestion: Suggestion::Nothing,
+                    });
+                };
+                self.level(section, &deeper, keys, table, values)?;
+            } else {
+                let here = keys.iter().filter_map(|k| k.name.strip_prefix(inside));
+                let suggestion = match owner(name, section) {
+                    Suggestion::Nothing => nearest(name, here),
+                    found => found,
+                };
+                return Err(Error::Unknown {
+                    place: self.document.place(&path),
+                    key: path,
+                    suggestion,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The written values with defaults and the fallback (a recipe) for the rest.
+    fn complete(
+        &self,
+        path: &str,
+        keys: &[&Key],
+        mut values: Values,
+        fallback: &Values,
+    ) -> Result<Values, Error> {
+        for key in keys {
+            if values.contains_key(key.name) {
+                continue;
+            }
+            let value = match key.default {
+                Default::Unset => continue,
+                Default::Is(text) => Some(self.value(key.name, key.kind, &literal(text)?)?),
+                Default::FromRecipe => fallback.get(key.name).cloned(),
+                Default::Required => None,
+            };
+            let missing = || Error::Missing {
+                place: self.document.place(path),
+                key: format!("{path}.{}", key.name),
+                help: format!("{} ({})", key.help, key.kind),
+            };
+            values.insert(key.name, value.ok_or_else(missing)?);
+        }
+        Ok(values)
+    }
+}
+
+/// The other section that has a key of this name, if exactly one has.
+fn owner(name: &str, section: &str) -> Suggestion {
+    let has = |s: &&Section| {
+        s.name != section && s.keys.iter().any(|k| k.name == name && k.kind != Kind::Recipe)
+    };
+    let mut owners = SECTIONS.iter().filter(has);
+    match (owners.next(), owners.next()) {
+        (Some(one), None) => Suggestion::Section(one.name.to_owned()),
+        _ => Suggestion::Nothing,
+    }
+}
+
+fn default_recipe(section: &Section) -> &'static str {
+    let recipe = section.keys.iter().find(|k| k.kind == Kind::Recipe);
+    match recipe.map(|k| k.default) {
+        Some(Default::Is(text)) => text.trim_matches('"'),
+        _ => "",
+    }
+}
+
+/// A recipe's values for the stage of a section.
+fn recipe_values(name: &str, section: &str) -> Result<Values, Error> {
+    let mut values = Values::new();
+    let recipe = RECIPES.iter().find(|r| r.name == name);
+    let over = recipe.map(|r| {
+        [r.both, if section == "population" { r.population } else { r.individual }]
+    });
+    for text in std::iter::once(ROOT).chain(over.into_iter().flatten()) {
+        let table = table_of(text)?;
+        for key in RECIPE {
+            if let Some(value) = at(&table, key.name) {
+                values.insert(key.name, value.clone());
+            }
+        }
+    }
+    Ok(values)
+}
+
+fn table_of(text: &str) -> Result<Table, Error> {
+    text.parse::<Table>().map_err(|e| Error::Unsayable { reason: e.to_string() })
+}
+
+/// A default as a value.
+fn literal(text: &str) -> Result<Value, Error> {
+    let missing = || Error::Unsayable { reason: format!("default {text}") };
+    table_of(&format!("v = {text}"))?.remove("v").ok_or_else(missing)
+}
+
+/// The value at a dotted name.
+fn at<'a>(table: &'a Table, name: &str) -> Option<&'a Value> {
+    match name.split_once('.') {
+        None => table.get(name),
+        Some((first, rest)) => at(table.get(first)?.as_table()?, rest),
+    }
+}
+
+/// Dotted names as tables inside tables.
+fn nested(values: &Values) -> Table {
+    let mut table = Table::new();
+    for (name, value) in values {
+        match name.split_once('.') {
+            None => {
+                table.insert((*name).to_owned(), value.clone());
+            }
+            Some((first, rest)) => {
+                let inner = table.entry(first).or_insert_with(|| Value::Table(Table::new()));
+                if let Some(inner) = inner.as_table_mut() {
+                    inner.insert(rest.to_owned(), value.clone());
+                }
+            }
+        }
+    }
+    table
+}

@@ -1,0 +1,282 @@
+//! A config as it is meant: every value present, in range, paths whole.
+
+use super::Error;
+use super::recipe::Recipe;
+use crate::ids::UserId;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// A run, fully described. Its TOML resolves to itself again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// `[run]`
+    pub run: Run,
+    /// `[base]`
+    pub base: Base,
+    /// `[data]`
+    pub data: Data,
+    /// `[prompt]`
+    pub prompt: Prompt,
+    /// `[population]`
+    pub population: Population,
+    /// `[individual]`
+    pub individual: Individual,
+    /// `[engine]`
+    pub engine: Engine,
+    /// `[predict]`
+    pub predict: Predict,
+    /// `[evaluate]`
+    pub evaluate: Evaluate,
+}
+
+/// `[run]`: the run itself.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Run {
+    /// Its name.
+    pub name: String,
+    /// Seed of all random numbers.
+    pub seed: u64,
+    /// The run folder.
+    pub out_dir: PathBuf,
+    /// Rows of the result table.
+    pub arms: Vec<Arm>,
+}
+
+/// A row of the result table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arm {
+    /// The base model as it is.
+    Base,
+    /// The base with the population adapter merged.
+    Population,
+    /// Every user's own adapter on that.
+    Personal,
+}
+
+/// `[base]`: the frozen model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// Hugging Face folder or GGUF file.
+    pub path: PathBuf,
+    /// Where prepared weights are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_dir: Option<PathBuf>,
+}
+
+/// `[data]`: who the users are. An unset limit is no limit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// The reader.
+    pub source: Source,
+    /// Folder of a known data set; set with `ml-100k`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
+    /// JSONL of the users to personalise; set with `jsonl`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personal: Option<PathBuf>,
+    /// JSONL of the users of the population stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub population: Option<PathBuf>,
+    /// Most personal users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personal_users: Option<usize>,
+    /// Most population users.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub population_users: Option<usize>,
+    /// Most population examples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub population_examples: Option<usize>,
+    /// Users with fewer history items are left out.
+    pub min_history: usize,
+    /// Newest history items that are used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_history: Option<usize>,
+    /// Queries of a user that are used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_queries: Option<usize>,
+    /// A bad user ends the run instead of being skipped.
+    pub strict: bool,
+}
+
+/// A reader of data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// Myriad's own format.
+    #[serde(rename = "jsonl")]
+    Jsonl,
+    /// MovieLens 100K.
+    #[serde(rename = "ml-100k")]
+    Ml100k,
+}
+
+/// `[prompt]`: how a record becomes text.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Prompt {
+    /// A builtin template's name, or a file if it has a `/` or ends in `.toml`.
+    pub template: String,
+    /// History items shown.
+    pub retrieved: usize,
+    /// How they are chosen.
+    pub retriever: RetrieverKind,
+    /// Tokens of an example.
+    pub max_length: usize,
+}
+
+/// How history items are chosen for a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RetrieverKind {
+    /// Okapi BM25.
+    Bm25,
+    /// The newest.
+    Recency,
+    /// Random ones, by the user's own stream.
+    Random,
+    /// Newest and BM25 in turn.
+    Mixed,
+}
+
+/// `[population]`: the stage before the personal one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Population {
+    /// Whether it runs.
+    pub enabled: bool,
+    /// The recipe it started from.
+    pub recipe: String,
+    /// Parts of a batch whose gradients are summed in order (see `comm::GradientSync`).
+    pub virtual_shards: u32,
+    /// How its adapter is trained.
+    #[serde(flatten)]
+    pub training: Recipe,
+}
+
+/// `[individual]`: the users' own adapters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Individual {
+    /// The recipe it started from.
+    pub recipe: String,
+    /// How an adapter is trained, unless overridden.
+    #[serde(flatten)]
+    pub training: Recipe,
+    /// Users trained differently.
+    #[serde(default, rename = "override", skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<Override>,
+}
+
+/// `[[individual.override]]`: some users, trained differently.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Override {
+    /// Their ids, sorted; no id is in two overrides.
+    pub users: Vec<UserId>,
+    /// Their whole recipe.
+    #[serde(flatten)]
+    pub training: Recipe,
+}
+
+impl Individual {
+    /// The recipe of one user.
+    pub fn training_of(&self, user: &UserId) -> &Recipe {
+        let named = self.overrides.iter().find(|o| o.users.binary_search(user).is_ok());
+        named.map_or(&self.training, |o| &o.training)
+    }
+}
+
+/// `[engine]`: how the work is laid out; all but `shared_prefix` leave every byte of the results alone.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Engine {
+    /// Memory of a rank in 10⁹ bytes.
+    pub memory_gb: f64,
+    /// Users trained at once; 0 is automatic.
+    pub users_in_flight: usize,
+    /// Tokens of a packed batch; 0 is automatic.
+    pub pack_tokens: usize,
+    /// Threads of a rank; 0 is automatic.
+    pub threads: usize,
+    /// Store activations or compute them again.
+    pub recompute: Recompute,
+    /// Compute a user's common prefix once.
+    pub shared_prefix: bool,
+}
+
+/// What to do with activations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Whatever fits the memory.
+    Auto,
+    /// Compute all again.
+    Always,
+    /// Store all.
+    Never,
+}
+
+/// `[predict]`: how queries are answered.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Predict {
+    /// Score labels or write text.
+    pub mode: PredictMode,
+    /// Tokens written at most.
+    pub max_new_tokens: usize,
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// Best tokens kept; 0 is all.
+    pub top_k: usize,
+    /// Probability mass kept.
+    pub top_p: f64,
+    /// Queries decoded at once.
+    pub batch_queries: usize,
+}
+
+/// How a query is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PredictMode {
+    /// The task's labels are scored.
+    Label,
+    /// Text is written.
+    Generate,
+}
+
+/// `[evaluate]`: what is measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Evaluate {
+    /// Columns of the result table.
+    pub metrics: Vec<Metric>,
+    /// Resampled sets of users.
+    pub bootstrap_samples: usize,
+    /// Level of the intervals.
+    pub confidence: f64,
+}
+
+/// A metric.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the names say it; the formulas are in `eval`")]
+pub enum Metric {
+    Accuracy,
+    MacroF1,
+    Mae,
+    Rmse,
+    #[serde(rename = "rouge_1")]
+    Rouge1,
+    RougeL,
+}
+
+impl Config {
+    /// The resolved config as TOML; reading it gives the same config.
+    ///
+    /// # Errors
+    /// A value TOML cannot say (a path that is not UTF-8).
+    pub fn to_toml(&self) -> Result<String, Error> {
+        toml::to_string(self).map_err(|e| Error::Unsayable { reason: e.to_string() })
+    }
+}
