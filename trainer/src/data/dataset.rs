@@ -103,7 +103,8 @@ pub fn load(source: &Source, on_bad: OnBad) -> Result<Dataset, DataError> {
         Source::Ml100k { path, selection } => {
             let chosen = ml100k::read(path, selection)?;
             let summaries = |users: &[UserRecord]| users.iter().map(|u| summary(u, None)).collect();
-            let (personal, population) = (summaries(&chosen.personal), summaries(&chosen.population));
+            let (personal, population) =
+                (summaries(&chosen.personal), summaries(&chosen.population));
             let ml100k::Chosen { personal: ours, population: others } = chosen;
             (Held::Memory { personal: ours, population: others }, personal, population)
         }
@@ -139,7 +140,9 @@ fn index_file(
     while let Some(record) = reader.next() {
         match record {
             Ok(user) => users.push(summary(&user, Some(reader.span()))),
-            Err(DataError::Bad(problem)) if on_bad == OnBad::Quarantine => quarantined.push(problem),
+            Err(DataError::Bad(problem)) if on_bad == OnBad::Quarantine => {
+                quarantined.push(problem)
+            }
             Err(other) => return Err(other),
         }
     }

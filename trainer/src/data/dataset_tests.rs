@@ -51,7 +51,10 @@ fn index_streams_and_numbers_agree() {
     let reasons: Vec<_> = index.quarantined.iter().map(|p| (p.line, p.what.clone())).collect();
     assert_eq!(reasons, [(3, What::EmptyHistory), (2, What::InBothSets), (3, What::NoQueries)]);
     let shown = index.quarantined[0].to_string();
-    assert!(shown.ends_with("p.jsonl:3: user b: the history is empty: there is nothing to train on"), "{shown}");
+    assert!(
+        shown.ends_with("p.jsonl:3: user b: the history is empty: there is nothing to train on"),
+        "{shown}"
+    );
 }
 
 #[test]

@@ -53,7 +53,9 @@ pub enum DataError {
         what: String,
     },
     /// Fewer users meet the conditions than the selection asks for.
-    #[error("the selection asks for {wanted} users with at least {min_history} history items, {found} qualify")]
+    #[error(
+        "the selection asks for {wanted} users with at least {min_history} history items, {found} qualify"
+    )]
     NotEnoughUsers {
         /// Users asked for, personal and population.
         wanted: usize,
@@ -195,7 +197,9 @@ pub enum What {
     #[error("a population user without queries: there is nothing to train on")]
     NoQueries,
     /// A second record of a user; never merged with the first.
-    #[error("a second record of this user (the first is on line {first_line}); it is refused, not merged")]
+    #[error(
+        "a second record of this user (the first is on line {first_line}); it is refused, not merged"
+    )]
     DuplicateUser {
         /// The line of the record that counts.
         first_line: u64,

@@ -107,7 +107,8 @@ mod tests {
 
     #[test]
     fn a_set_has_no_order_but_sides() {
-        let (a, b) = ((UserKey([1; 32]), Fingerprint([2; 32])), (UserKey([3; 32]), Fingerprint([4; 32])));
+        let (a, b) =
+            ((UserKey([1; 32]), Fingerprint([2; 32])), (UserKey([3; 32]), Fingerprint([4; 32])));
         assert_eq!(fingerprint(&[a, b], &[]), fingerprint(&[b, a], &[]));
         assert_ne!(fingerprint(&[a], &[b]), fingerprint(&[a, b], &[]));
         let text = serde_json::to_string(&b.1).unwrap();

@@ -60,7 +60,10 @@ pub struct Reader<R> {
 
 impl<R> std::fmt::Debug for Reader<R> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reader").field("file", &self.file).field("line", &self.lines.number).finish()
+        f.debug_struct("Reader")
+            .field("file", &self.file)
+            .field("line", &self.lines.number)
+            .finish()
     }
 }
 

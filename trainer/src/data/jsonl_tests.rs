@@ -89,7 +89,10 @@ fn each_problem_has_its_name() {
     }
     let long = format!(r#"{{"id":"{}","history":[{good}]}}"#, "i".repeat(4097));
     let found = read_with(long.as_bytes(), Limits::new(Role::Personal)).pop();
-    assert!(matches!(found, Some(Err(DataError::Bad(Problem { what: What::IdTooLong { .. }, .. })))));
+    assert!(matches!(
+        found,
+        Some(Err(DataError::Bad(Problem { what: What::IdTooLong { .. }, .. })))
+    ));
 }
 
 #[test]

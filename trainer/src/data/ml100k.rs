@@ -70,7 +70,8 @@ fn find(path: &Path) -> Result<PathBuf, DataError> {
 
 impl Ml100k {
     fn check(&self) -> Result<(), DataError> {
-        let refuse = |condition, why| if condition { Err(DataError::Selection(why)) } else { Ok(()) };
+        let refuse =
+            |condition, why| if condition { Err(DataError::Selection(why)) } else { Ok(()) };
         refuse(self.personal_users + self.population_users == 0, "no users are asked for")?;
         refuse(self.max_history == 0, "max_history must be at least 1")?;
         refuse(self.min_history == 0, "min_history must be at least 1")?;

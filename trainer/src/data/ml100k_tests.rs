@@ -97,8 +97,14 @@ fn film_texts() {
         film("Double vie de Véronique, La (Double Life of Veronique, The)", "1991", "Drama"),
         "La Double vie de Véronique (The Double Life of Veronique) (1991). Genres: Drama"
     );
-    assert_eq!(film("Star Maker, The (Uomo delle stelle, L')", "V", "unknown"), "The Star Maker (L'Uomo delle stelle).");
-    assert_eq!(film("Maybe, Maybe Not (Bewegte Mann, Der)", "", ""), "Maybe, Maybe Not (Der Bewegte Mann).");
+    assert_eq!(
+        film("Star Maker, The (Uomo delle stelle, L')", "V", "unknown"),
+        "The Star Maker (L'Uomo delle stelle)."
+    );
+    assert_eq!(
+        film("Maybe, Maybe Not (Bewegte Mann, Der)", "", ""),
+        "Maybe, Maybe Not (Der Bewegte Mann)."
+    );
 }
 
 #[test]

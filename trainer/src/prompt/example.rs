@@ -52,7 +52,11 @@ impl Task {
         let prompt_len = tokens.len();
         if prompt_len >= max_len {
             let item = item.id.clone();
-            return Err(PromptError::NoSupervisedToken { item, prompt_tokens: prompt_len, max_len });
+            return Err(PromptError::NoSupervisedToken {
+                item,
+                prompt_tokens: prompt_len,
+                max_len,
+            });
         }
         tokens.extend(answer);
         tokens.truncate(max_len);

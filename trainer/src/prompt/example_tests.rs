@@ -38,13 +38,26 @@ fn lines_go_first_then_the_right_end_then_the_example() {
     let with = |max_len| task().example(&BOS, &target, &[&old, &old], max_len);
     let line = "text: y score: 4\n".len();
     // The answer " 50" and EOS are four tokens.
-    for (room, lines, supervised) in [(4 + 2 * line, 2, 4), (3 + 2 * line, 1, 4), (3 + line, 0, 4), (4, 0, 4), (3, 0, 3), (1, 0, 1)] {
+    for (room, lines, supervised) in [
+        (4 + 2 * line, 2, 4),
+        (3 + 2 * line, 1, 4),
+        (3 + line, 0, 4),
+        (4, 0, 4),
+        (3, 0, 3),
+        (1, 0, 1),
+    ] {
         let example = with(SHORT + room).unwrap();
-        assert_eq!((example.prompt_len - SHORT, example.supervised().len()), (lines * line, supervised), "{room}");
+        assert_eq!(
+            (example.prompt_len - SHORT, example.supervised().len()),
+            (lines * line, supervised),
+            "{room}"
+        );
         assert!(example.tokens.len() <= SHORT + room);
     }
     for max_len in [SHORT, 0] {
-        let Err(PromptError::NoSupervisedToken { prompt_tokens, .. }) = with(max_len) else { panic!() };
+        let Err(PromptError::NoSupervisedToken { prompt_tokens, .. }) = with(max_len) else {
+            panic!()
+        };
         assert_eq!(prompt_tokens, SHORT);
     }
 }

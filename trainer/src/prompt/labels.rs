@@ -22,12 +22,14 @@ impl Task {
     ///
     /// # Errors
     /// [`PromptError::LabelsShareToken`] if one token does not decide; the tokenizer's.
-    pub fn label_tokens(&self, tokenizer: &dyn Tokenize) -> Result<Option<LabelTokens>, PromptError> {
+    pub fn label_tokens(
+        &self,
+        tokenizer: &dyn Tokenize,
+    ) -> Result<Option<LabelTokens>, PromptError> {
         let Some(labels) = self.labels() else { return Ok(None) };
         let mut answers = Vec::with_capacity(labels.len());
         for label in labels {
-            let mut ids =
-                tokenizer.encode(&format!(" {label}")).map_err(PromptError::Tokenizer)?;
+            let mut ids = tokenizer.encode(&format!(" {label}")).map_err(PromptError::Tokenizer)?;
             ids.push(tokenizer.eos());
             answers.push(ids);
         }
@@ -98,7 +100,10 @@ mod tests {
     fn labels_that_need_more_than_one_token_are_refused() {
         let error = task(&["romance", "sci-fi", "science"]).label_tokens(&Letters { bos: false });
         let Err(PromptError::LabelsShareToken { first, second, token }) = error else { panic!() };
-        assert_eq!((first.as_str(), second.as_str(), token), ("sci-fi", "science", letters("s")[0]));
+        assert_eq!(
+            (first.as_str(), second.as_str(), token),
+            ("sci-fi", "science", letters("s")[0])
+        );
         // Different words, one id.
         let error = task(&["x", "y"]).label_tokens(&Words);
         assert!(matches!(error, Err(PromptError::LabelsShareToken { token: 101 | 9, .. })));

@@ -86,7 +86,9 @@ pub enum PromptError {
         labels: Vec<String>,
     },
     /// After cutting at the length limit no answer token is left: there is nothing to train on.
-    #[error("item {item:?}: the prompt has {prompt_tokens} tokens, the limit is {max_len}: no supervised token is left")]
+    #[error(
+        "item {item:?}: the prompt has {prompt_tokens} tokens, the limit is {max_len}: no supervised token is left"
+    )]
     NoSupervisedToken {
         /// The item's id.
         item: String,
@@ -96,7 +98,9 @@ pub enum PromptError {
         max_len: usize,
     },
     /// A prompt that leaves no room for an answer.
-    #[error("query {item:?}: the prompt has {prompt_tokens} tokens, the limit is {max_len}: no answer fits")]
+    #[error(
+        "query {item:?}: the prompt has {prompt_tokens} tokens, the limit is {max_len}: no answer fits"
+    )]
     PromptTooLong {
         /// The query's id.
         item: String,
@@ -106,7 +110,9 @@ pub enum PromptError {
         max_len: usize,
     },
     /// Two labels cannot be told apart by one token.
-    #[error("labels {first:?} and {second:?} start with the same token {token} after what all labels share: closed-label scoring needs distinct ones")]
+    #[error(
+        "labels {first:?} and {second:?} start with the same token {token} after what all labels share: closed-label scoring needs distinct ones"
+    )]
     LabelsShareToken {
         /// One label.
         first: String,

@@ -105,11 +105,16 @@ impl Task {
                 return Err(refuse(part, no_field));
             }
         }
-        if let Some(field) = fields(&prompt).find(|f| *f == "gold" || fields(&answer).any(|a| a == *f)) {
+        if let Some(field) =
+            fields(&prompt).find(|f| *f == "gold" || fields(&answer).any(|a| a == *f))
+        {
             return Err(refuse("prompt", format!("shows the answer's field {field:?}")));
         }
         if template.prompt.ends_with(char::is_whitespace) {
-            return Err(refuse("prompt", "ends in white space; the answer brings its own".to_owned()));
+            return Err(refuse(
+                "prompt",
+                "ends in white space; the answer brings its own".to_owned(),
+            ));
         }
         if template.max_new_tokens == 0 {
             return Err(refuse("max_new_tokens", "must be at least 1".to_owned()));
@@ -270,7 +275,8 @@ fn wrong_labels(labels: &[String]) -> Option<String> {
     if labels.len() < 2 {
         return Some("needs at least two".to_owned());
     }
-    let bad = labels.iter().find(|l| l.is_empty() || l.trim() != l.as_str() || !seen.insert(l.as_str()));
+    let bad =
+        labels.iter().find(|l| l.is_empty() || l.trim() != l.as_str() || !seen.insert(l.as_str()));
     bad.map(|label| format!("{label:?} is empty, untrimmed or there twice"))
 }
 

@@ -51,7 +51,10 @@ fn broken_templates_are_refused_by_part() {
     let cases = [
         (Template { instruction: text("Rate {text}."), ..base() }, "instruction: must be the same"),
         (Template { prompt: text("rate:"), ..base() }, "prompt: needs a placeholder"),
-        (Template { prompt: text("{text} {score}:"), ..base() }, "prompt: shows the answer's field"),
+        (
+            Template { prompt: text("{text} {score}:"), ..base() },
+            "prompt: shows the answer's field",
+        ),
         (Template { prompt: text("{gold}:"), ..base() }, "prompt: shows the answer's field"),
         (Template { prompt: text("{text} score: "), ..base() }, "prompt: ends in white space"),
         (Template { prompt: text("{text"), ..base() }, "prompt: a lone `{`"),
