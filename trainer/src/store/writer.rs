@@ -86,6 +86,8 @@ impl Writer {
         let lock = fs.lock(&path).map_err(Error::io(&path))?.ok_or(Error::Locked { path })?;
         remove_temporary(&*fs, &dir).map_err(Error::io(&dir))?;
         let state = load(&*fs, &dir, rank)?;
+        // A segment may be there whose name is not durable yet: its maker failed between rename and sync.
+        fs.sync_dir(&dir).map_err(Error::io(&dir))?;
         if let Some(torn) = state.torn {
             let (path, end) = (segment_path(&dir, torn), state.index.segments[&torn]);
             fs.truncate(&path, end).map_err(Error::io(&path))?;
