@@ -19,7 +19,7 @@ pub mod prompt;
 pub mod report;
 pub mod retrieval;
 pub mod shard;
-//pub mod stage;
+pub mod stage;
 pub mod store;
 
 pub use error::{Error, Result};

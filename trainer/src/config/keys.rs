@@ -177,7 +177,7 @@ const PROMPT: &[Key] = &[
     key("retrieved", Kind::Int(0, 1000), Is("0"), Result, "history items shown in the prompt"),
     key(
         "retriever",
-        Kind::OneOf(&["bm25", "recency", "random", "mixed"]),
+        Kind::OneOf(&["bm25", "recency", "random"]),
         Is("\"bm25\""),
         Result,
         "how they are chosen",
@@ -222,7 +222,7 @@ const PREDICT: &[Key] = &[
 const EVALUATE: &[Key] = &[
     key(
         "metrics",
-        Kind::ListOf(&["accuracy", "macro_f1", "mae", "rmse", "rouge_1", "rouge_l"]),
+        Kind::ListOf(&["accuracy", "macro_f1", "mae", "rmse", "expected_mae"]),
         Required,
         Result,
         "columns of the result table",

@@ -138,8 +138,6 @@ pub enum RetrieverKind {
     Recency,
     /// Random ones, by the user's own stream.
     Random,
-    /// Newest and BM25 in turn.
-    Mixed,
 }
 
 /// `[population]`: the stage before the personal one.
@@ -257,18 +255,22 @@ pub struct Evaluate {
     pub confidence: f64,
 }
 
-/// A metric.
+/// A metric; the rules are in `eval`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[expect(missing_docs, reason = "the names say it; the formulas are in `eval`")]
 pub enum Metric {
+    /// Share of equal labels; a text that is no label is label -1 on either side.
     Accuracy,
+    /// Mean over the full label list of F1 = 2 tp / (predicted + true), 0 where a label never occurs;
+    /// -1 is not a class.
     MacroF1,
+    /// Mean |answer - gold|; an answer that is no finite number counts as the farther of 1 and 5
+    /// (gold 3: as 5). LaMP's script lets `nan` and `inf` through; here they are no numbers.
     Mae,
+    /// Root of the mean square of the same differences.
     Rmse,
-    #[serde(rename = "rouge_1")]
-    Rouge1,
-    RougeL,
+    /// Mean |expected rating - gold|, the expectation under the label probabilities.
+    ExpectedMae,
 }
 
 impl Config {

@@ -4,25 +4,8 @@
 //! queries, over one user and over a resample are one thing.
 
 use super::EvalError;
-use serde::{Deserialize, Serialize};
 
-/// A metric. Answers and golds are trimmed first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Metric {
-    /// Share of equal labels; a text that is no label is label -1 on either side.
-    Accuracy,
-    /// Mean over the full label list of F1 = 2 tp / (predicted + true), 0 where a label never occurs;
-    /// -1 is not a class.
-    MacroF1,
-    /// Mean |answer - gold|; an answer that is no finite number counts as the farther of 1 and 5
-    /// (gold 3: as 5). LaMP's script lets `nan` and `inf` through; here they are no numbers.
-    Mae,
-    /// Root of the mean square of the same differences.
-    Rmse,
-    /// Mean |expected rating - gold|, the expectation under the label probabilities.
-    ExpectedMae,
-}
+pub use crate::config::Metric;
 
 /// One query as metrics see it.
 #[derive(Debug, Clone, Copy)]

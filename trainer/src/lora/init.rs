@@ -1,9 +1,7 @@
 //! How an adapter begins: PEFT's default, from counters and not from a stream.
 
 use super::{Error, SiteList};
-
-/// A counter-based generator, `kernels::random::philox4x32`: four words from (counter, key).
-pub type Philox = fn(counter: [u32; 4], key: [u32; 2]) -> [u32; 4];
+use kernels::random::philox;
 
 /// "INIT": keeps these counters apart from every other use of the same key.
 const PURPOSE: u32 = 0x494E_4954;
@@ -11,7 +9,7 @@ const PURPOSE: u32 = 0x494E_4954;
 /// `A ~ U(-1/sqrt(in), 1/sqrt(in))` (Kaiming uniform with a = sqrt(5), PEFT's default), `B = 0`.
 ///
 /// *Writes* `params` `=`, whole. *Order*: element `i` of site `k`'s `A` is word `i mod 4` of
-/// `philox([i / 4, k, "INIT", 0], key)`, so it depends on nothing but (key, site, element); the key is
+/// `philox(key, [i / 4, k, "INIT", 0])`, so it depends on nothing but (key, site, element); the key is
 /// [`crate::ids::UserKey::random_key`]. The word's upper 24 bits `w` give `(2w + 1 - 2^24) / 2^24`, exact in
 /// f32, symmetric, never zero.
 ///
@@ -21,7 +19,6 @@ pub fn initialise(
     sites: &SiteList,
     lora_rank: usize,
     key: [u32; 2],
-    philox: Philox,
     params: &mut [f32],
 ) -> Result<(), Error> {
     let expected = sites.params(lora_rank);
@@ -32,7 +29,7 @@ pub fn initialise(
         let range = sites.range(&e.site, lora_rank);
         let bound = bound(e.site.in_dim);
         for (block, values) in (0u32..).zip(params[range.a].chunks_mut(4)) {
-            let words = philox([block, e.site.id, PURPOSE, 0], key);
+            let words = philox(key, [block, e.site.id, PURPOSE, 0]);
             for (value, word) in values.iter_mut().zip(words) {
                 *value = symmetric_unit(word) * bound;
             }
@@ -62,20 +59,6 @@ mod tests {
     use crate::ids::UserId;
     use crate::lora::{SiteSpec, Target};
 
-    /// A stand-in with Philox's signature: BLAKE3 of counter and key.
-    fn words(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-        let mut hasher = blake3::Hasher::new();
-        for w in counter.into_iter().chain(key) {
-            hasher.update(&w.to_le_bytes());
-        }
-        let h = hasher.finalize();
-        let mut out = [0; 4];
-        for (o, b) in out.iter_mut().zip(h.as_bytes().chunks_exact(4)) {
-            *o = u32::from_le_bytes(b.try_into().unwrap());
-        }
-        out
-    }
-
     fn sites() -> SiteList {
         let site = |layer, target, in_dim, out_dim| SiteSpec { layer, target, in_dim, out_dim };
         SiteList::new(vec![site(0, Target::Q, 33, 20), site(0, Target::V, 33, 7)]).unwrap()
@@ -84,7 +67,7 @@ mod tests {
     fn init(user: &str, seed: u64, r: usize) -> Vec<f32> {
         let mut params = vec![f32::NAN; sites().params(r)];
         let key = UserId::new(user).key().random_key(seed);
-        initialise(&sites(), r, key, words, &mut params).unwrap();
+        initialise(&sites(), r, key, &mut params).unwrap();
         params
     }
 
@@ -127,6 +110,6 @@ mod tests {
     #[test]
     fn wrong_length() {
         let mut short = vec![0.0; sites().params(5) - 1];
-        assert!(initialise(&sites(), 5, [0; 2], words, &mut short).is_err());
+        assert!(initialise(&sites(), 5, [0; 2], &mut short).is_err());
     }
 }

@@ -13,7 +13,7 @@ mod slabs;
 mod spec;
 mod target;
 
-pub use init::{Philox, initialise};
+pub use init::initialise;
 pub use of_base::Merge;
 pub use sites::{Half, SiteEntry, SiteList, SiteRange, SiteSpec};
 pub use slabs::Slabs;

@@ -6,7 +6,7 @@
 use super::activations::{BlockActs, Gradients, LastActs, Scratch};
 use super::batch::DeviceLane;
 use super::network::Block;
-use super::pass::{In, Out, Pass};
+use super::pass::{In, Pass};
 use super::sites::Part;
 use super::Result;
 use kernels::{Mat, MatMut, Ops, activation, attention, embedding};

@@ -6,7 +6,7 @@
 mod order;
 mod schedule;
 
-pub use order::{Generator, Order};
+pub use order::Order;
 pub use schedule::{Schedule, steps_per_user};
 
 /// Why a recipe does not fit a user.

@@ -2,8 +2,7 @@
 //!
 //! There is no length-grouped order, though OPPU's code has one: it exists to save padding, and a packed batch has none.
 
-/// A counter-based generator of random bits, e.g. Philox 4x32: equal arguments give equal bits.
-pub type Generator = fn(counter: [u32; 4], key: [u32; 2]) -> [u32; 4];
+use kernels::random::philox;
 
 /// The last word of the counters used here, so that no other use of a user's key meets the same bits ("ORDR").
 const STREAM: u32 = 0x4f52_4452;
@@ -21,10 +20,10 @@ pub struct Order {
 impl Order {
     /// Shuffles `0..items` (Fisher-Yates, every order equally likely) for `epoch`; `key` is the user's
     /// [`crate::ids::UserKey::random_key`]. A batch of 0 is taken as 1.
-    pub fn new(items: u32, batch: u32, epoch: u32, key: [u32; 2], generator: Generator) -> Self {
+    pub fn new(items: u32, batch: u32, epoch: u32, key: [u32; 2]) -> Self {
         let mut order: Vec<u32> = (0..items).collect();
         for i in (1..items).rev() {
-            let j = below(i + 1, |attempt| generator([i, epoch, attempt, STREAM], key)[0]);
+            let j = below(i + 1, |attempt| philox(key, [i, epoch, attempt, STREAM])[0]);
             order.swap(i as usize, j as usize);
         }
         Self { items: order, batch: batch.max(1) as usize }
@@ -62,23 +61,10 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
-    /// A mixing function good enough to stand for Philox here (splitmix64 over the words).
-    fn mix(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-        let mut z = 0x9e37_79b9_7f4a_7c15u64;
-        for word in counter.into_iter().chain(key) {
-            z = (z ^ u64::from(word)).wrapping_add(0x9e37_79b9_7f4a_7c15);
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^= z >> 31;
-        }
-        let [a, b] = [z & 0xffff_ffff, z >> 32].map(|w| u32::try_from(w).unwrap());
-        [a, b, a ^ b, a.wrapping_add(b)]
-    }
-
     #[test]
     fn every_item_once_in_batches_of_the_asked_size() {
         for items in [0u32, 1, 2, 7, 8, 100] {
-            let order = Order::new(items, 8, 3, [1, 2], mix);
+            let order = Order::new(items, 8, 3, [1, 2]);
             let sizes: Vec<usize> = order.batches().map(<[u32]>::len).collect();
             assert_eq!(sizes.len(), items.div_ceil(8) as usize);
             assert!(sizes.iter().rev().skip(1).all(|&n| n == 8));
@@ -92,7 +78,7 @@ mod tests {
 
     #[test]
     fn differs_by_epoch_and_key_only() {
-        let order = |epoch, key| Order::new(50, 8, epoch, key, mix);
+        let order = |epoch, key| Order::new(50, 8, epoch, key);
         assert_eq!(order(0, [1, 2]), order(0, [1, 2]));
         assert_ne!(order(0, [1, 2]), order(1, [1, 2]));
         assert_ne!(order(0, [1, 2]), order(0, [2, 1]));
@@ -103,7 +89,7 @@ mod tests {
         let mut counts: BTreeMap<Vec<u32>, u32> = BTreeMap::new();
         let trials = 24_000;
         for epoch in 0..trials {
-            *counts.entry(Order::new(4, 1, epoch, [5, 6], mix).items).or_default() += 1;
+            *counts.entry(Order::new(4, 1, epoch, [5, 6]).items).or_default() += 1;
         }
         assert_eq!(counts.len(), 24);
         let expected = f64::from(trials) / 24.0;

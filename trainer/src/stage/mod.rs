@@ -31,6 +31,9 @@ pub enum Error {
     /// A collective failed.
     #[error(transparent)]
     Comm(#[from] crate::comm::Error),
+    /// More steps than can be counted, or a batch of none.
+    #[error(transparent)]
+    Optim(#[from] crate::optim::Error),
     /// The store refused an adapter.
     #[error(transparent)]
     Store(#[from] crate::store::Error),

@@ -7,17 +7,16 @@
 use super::engine::Engine;
 use super::individual::{End, PackRules};
 use super::{Error, Result};
-use crate::comm::{Communicator, GradientSync, LocalShards, shards_of};
+use crate::comm::{Communicator, GradientSync, LocalShards, Reduce, shards_of};
 use crate::config::Recipe;
 use crate::ids::{Slot, UserKey};
 use crate::lora::{AdapterSpec, initialise};
-use crate::optim::{epoch_order, learning_rate};
+use crate::optim::{Order, steps_per_user};
 use crate::pack::{Packer, Piece, Share, chunks, rows_of};
 use crate::prompt::Example;
 use kernels::Ops;
 use kernels::lora::Segment;
 use kernels::optim::Update;
-use kernels::random::philox4x32;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What is trained, the same on every rank.
@@ -66,17 +65,18 @@ pub fn run<B: Ops>(
 ) -> Result<(End, Vec<f32>)> {
     let key = population_key(task.seed, u32::MAX);
     let mut params = vec![0.0; engine.sites.params(task.lora.lora_rank as usize)];
-    initialise(engine.sites, task.lora.lora_rank as usize, key, philox4x32, &mut params)?;
+    initialise(engine.sites, task.lora.lora_rank as usize, key, &mut params)?;
     let slot = engine.slabs.take().ok_or(Error::NoSlot)?;
     engine.load(slot, &params)?;
     let mut shards = Shards::new(engine, comm, task, (rules, slot))?;
-    let (n, batch) = (task.examples.len(), task.recipe.batch_size as usize);
-    let total_steps = u32::try_from(n.div_ceil(batch) * task.recipe.epochs as usize).map_err(|_| Error::TooManySteps)?;
+    let (n, batch) = (task.examples.len(), task.recipe.batch_size);
+    let total_steps = steps_per_user(n, batch, task.recipe.epochs)?;
+    let n = u32::try_from(n).map_err(|_| Error::TooManySteps)?;
     let mut step = 0;
     for epoch in 0..task.recipe.epochs {
-        let order = epoch_order(n, key, epoch, philox4x32);
-        for indices in order.chunks(batch) {
-            if comm.all_reduce_max_u64(u64::from(stop.load(Ordering::Relaxed)))? > 0 {
+        let order = Order::new(n, batch, epoch, key);
+        for indices in order.batches() {
+            if comm.all_reduce_u64(Reduce::Max, u64::from(stop.load(Ordering::Relaxed)))? > 0 {
                 return Ok((End::Stopped, params));
             }
             let (loss, rows, unshared_rows) = shards.gradients(engine, task, indices, step)?;
@@ -153,10 +153,13 @@ impl Shards {
         &mut self,
         engine: &mut Engine<'_, B>,
         task: &Task<'_>,
-        batch: &[usize],
+        batch: &[u32],
         step: u32,
     ) -> Result<(Vec<f64>, usize, usize)> {
-        let piece = |&i: &usize| Piece::supervised(&task.examples[i].tokens, task.examples[i].prompt_len);
+        let piece = |&i: &u32| {
+            let e = &task.examples[i as usize];
+            Piece::supervised(&e.tokens, e.prompt_len)
+        };
         let supervised: usize = batch.iter().map(|i| piece(i).targets.len()).sum();
         #[expect(clippy::cast_precision_loss, reason = "a count of rows below 2^24")]
         let weight = 1.0 / supervised as f32;

@@ -2,6 +2,7 @@
 
 use crate::config::Recipe;
 use crate::lora::{AdapterSpec, Target};
+use crate::ids::Step;
 use crate::optim::Schedule;
 use kernels::optim::Update;
 
@@ -10,12 +11,11 @@ use kernels::optim::Update;
 /// The rate is computed in `f64` and rounded once, like every other number here.
 #[expect(clippy::cast_possible_truncation, reason = "rounded once to the kernels' f32")]
 pub(super) fn update(recipe: &Recipe, steps: u32, total: u32) -> Update {
-    let schedule = Schedule::new(recipe.schedule, recipe.learning_rate, recipe.warmup_ratio, total);
     Update {
         offset: 0,
         len: 0,
         step: steps + 1,
-        learning_rate: schedule.rate(steps) as f32,
+        learning_rate: Schedule::new(recipe, total).rate(Step(steps)) as f32,
         beta1: recipe.betas[0] as f32,
         beta2: recipe.betas[1] as f32,
         eps: recipe.eps as f32,

@@ -1,6 +1,6 @@
 //! Choosing the next token: greedy, or temperature, top-k and top-p with counter-based randomness.
 
-use kernels::random::philox4x32;
+use kernels::random::philox;
 
 /// Purpose of the random counter, apart from initialisation, shuffling and dropout.
 const SAMPLE: u32 = 0x5341_4D50;
@@ -42,7 +42,7 @@ pub fn next_token(logits: &[f32], sampling: &Sampling, key: [u32; 2], counter: (
     let mut kept = 0.0;
     let nucleus = weights.iter().take_while(|&&w| { let before = kept; kept += w; before < f64::from(sampling.top_p) * total }).count().max(1);
     let mass: f64 = weights[..nucleus].iter().sum();
-    let word = philox4x32([counter.0, counter.1, SAMPLE, 0], key)[0];
+    let word = philox(key, [counter.0, counter.1, SAMPLE, 0])[0];
     let mut left = (f64::from(word) + 0.5) / 4_294_967_296.0 * mass;
     for (&token, w) in order[..nucleus].iter().zip(&weights) {
         left -= w;

@@ -3,15 +3,14 @@
 //! Everything here is a function of the user's own examples, recipe and seed.
 
 use super::individual::PackRules;
-use crate::config::Recipe;
+use crate::config::{EarlyStop, Recipe};
 use crate::ids::UserId;
 use crate::lora::{AdapterSpec, SiteList, initialise};
-use crate::optim::{epoch_order, learning_rate};
+use crate::optim::{Order, steps_per_user};
 use crate::pack::{Piece, chunks, rows_of};
 use crate::prompt::Example;
 use kernels::lora::Segment;
 use kernels::optim::Update;
-use kernels::random::philox4x32;
 use std::ops::Range;
 
 /// A user to train.
@@ -74,6 +73,16 @@ struct Best {
     epochs_since: u32,
 }
 
+/// Newest items held out: with early stopping the share rounded up, but never all; otherwise none.
+fn held_out_items(early_stop: &EarlyStop, items: usize) -> usize {
+    if !early_stop.enabled || items < 2 {
+        return 0;
+    }
+    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a count")]
+    let share = (early_stop.held_out * items as f64).ceil() as usize;
+    share.clamp(1, items - 1)
+}
+
 /// A user in flight.
 #[derive(Debug)]
 pub struct Trainee {
@@ -81,14 +90,14 @@ pub struct Trainee {
     rules: PackRules,
     key: [u32; 2],
     /// Examples trained on are the first so many; the rest are held out.
-    num_train: usize,
+    num_train: u32,
     num_params: usize,
     total_steps: u32,
     steps: u32,
     epoch: u32,
-    order: Vec<usize>,
-    /// The current micro-batch within `order`, and its chunks within it.
-    batch: Range<usize>,
+    order: Order,
+    /// Number of the current micro-batch in its epoch, and its chunks.
+    batch: u32,
     chunks: Vec<Range<usize>>,
     chunk: usize,
     first_token: usize,
@@ -116,12 +125,13 @@ impl Trainee {
         match &job.start {
             Some(start) if start.len() == params.len() => params.copy_from_slice(start),
             Some(start) => return Err(format!("its adapter has {} parameters, not {}", start.len(), params.len())),
-            None => initialise(sites, lora_rank, key, philox4x32, &mut params).map_err(|e| e.to_string())?,
+            None => initialise(sites, lora_rank, key, &mut params).map_err(|e| e.to_string())?,
         }
         let n = job.examples.len();
-        let num_train = n - job.recipe.early_stop.held_out_items(n);
-        let steps = num_train.div_ceil(job.recipe.batch_size as usize) * job.recipe.epochs as usize;
-        let total_steps = u32::try_from(steps).map_err(|_| "its history needs too many steps".to_owned())?;
+        let num_train = n - held_out_items(&job.recipe.early_stop, n);
+        let total_steps =
+            steps_per_user(num_train, job.recipe.batch_size, job.recipe.epochs).map_err(|e| e.to_string())?;
+        let num_train = u32::try_from(num_train).map_err(|_| "its history has too many items".to_owned())?;
         let mut trainee = Self {
             job,
             rules,
@@ -131,8 +141,8 @@ impl Trainee {
             total_steps,
             steps: 0,
             epoch: 0,
-            order: Vec::new(),
-            batch: 0..0,
+            order: Order::new(0, 1, 0, key),
+            batch: 0,
             chunks: Vec::new(),
             chunk: 0,
             first_token: 0,
@@ -164,14 +174,13 @@ impl Trainee {
     }
 
     fn start_epoch(&mut self) {
-        self.order = epoch_order(self.num_train, self.key, self.epoch, philox4x32);
+        self.order = Order::new(self.num_train, self.job.recipe.batch_size, self.epoch, self.key);
         self.start_batch(0);
     }
 
-    fn start_batch(&mut self, start: usize) {
-        let end = (start + self.job.recipe.batch_size as usize).min(self.num_train);
-        self.batch = start..end;
-        let pieces = self.pieces(0..end - start);
+    fn start_batch(&mut self, batch: u32) {
+        self.batch = batch;
+        let pieces = self.pieces(0..self.order.batch(batch).len());
         let chunks = chunks(&pieces, self.rules.chunk_rows, self.rules.share_prefixes);
         self.supervised = pieces.iter().map(|p| p.targets.len()).sum();
         self.chunks = chunks;
@@ -180,8 +189,7 @@ impl Trainee {
 
     /// Pieces of the current micro-batch, numbered within it.
     fn pieces(&self, within: Range<usize>) -> Vec<Piece<'_>> {
-        let start = self.batch.start;
-        self.order[start + within.start..start + within.end].iter().map(|&i| self.piece(i)).collect()
+        self.order.batch(self.batch)[within].iter().map(|&i| self.piece(i as usize)).collect()
     }
 
     fn piece(&self, example: usize) -> Piece<'_> {
@@ -201,7 +209,7 @@ impl Trainee {
 
     /// Held-out pieces, in time order.
     pub fn held_out_pieces(&self) -> Vec<Piece<'_>> {
-        (self.num_train..self.job.examples.len()).map(|i| self.piece(i)).collect()
+        (self.num_train as usize..self.job.examples.len()).map(|i| self.piece(i)).collect()
     }
 
     /// Weight of each supervised row: one over the supervised rows of the user's micro-batch.
@@ -263,8 +271,8 @@ impl Trainee {
         self.last_loss = loss;
         if !loss.is_finite() || !norm.is_finite() {
             self.failure = Some(format!("step {}: loss {loss}, gradient norm {norm}", self.steps));
-        } else if self.batch.end < self.num_train {
-            self.start_batch(self.batch.end);
+        } else if !self.order.batch(self.batch + 1).is_empty() {
+            self.start_batch(self.batch + 1);
         } else {
             self.epoch += 1;
             self.checked = false;
@@ -282,8 +290,8 @@ impl Trainee {
 
     /// Whether an epoch just ended and held-out examples wait.
     pub fn wants_held_out_check(&self) -> bool {
-        let at_end = self.epoch > 0 && (self.batch.start == 0 || self.epoch == self.job.recipe.epochs) && !self.checked;
-        self.job.recipe.early_stop.enabled && self.num_train < self.job.examples.len() && at_end
+        let at_end = self.epoch > 0 && (self.batch == 0 || self.epoch == self.job.recipe.epochs) && !self.checked;
+        self.job.recipe.early_stop.enabled && (self.num_train as usize) < self.job.examples.len() && at_end
     }
 
     /// Keeps the best parameters; stops after `patience` epochs without a better loss.
