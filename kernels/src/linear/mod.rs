@@ -8,6 +8,9 @@ use crate::error::{Result, check_eq, check_len};
 use std::sync::Arc;
 
 pub mod cpu;
+pub mod peak;
+mod product;
+pub(crate) mod tile;
 
 /// How a weight lies in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

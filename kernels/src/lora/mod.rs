@@ -12,7 +12,9 @@
 use crate::backend::{Backend, Buffer, Mat, MatMut};
 use crate::error::{Error, Result, check_len};
 
+mod block;
 pub mod cpu;
+mod gradient;
 
 /// The rows of one user in a pack, and where its adapter and gradient lie in the slabs.
 #[repr(C)]
@@ -60,7 +62,8 @@ pub struct SiteOutput {
     pub out_begin: usize,
     /// Number of outputs taken.
     pub out_len: usize,
-    /// Element of `Y` (and `dY`) of row 0, first output taken.
+    /// Element of `Y` (and `dY`) of row 0, first output taken. All sites of one call lie in the same
+    /// rows: the last range ends at most a stride after the first one begins.
     pub y_start: usize,
 }
 
@@ -141,16 +144,18 @@ impl Segment {
     ) -> Result<()> {
         let mut end = 0usize;
         for (index, s) in segments.iter().enumerate() {
-            let size = s.lora_rank as u64 * units as u64;
+            let size = u64::from(s.lora_rank).saturating_mul(units as u64);
             let wrong = if s.lora_rank == 0 {
                 "its rank is 0"
             } else if !(0.0..1.0).contains(&s.dropout) {
                 "its dropout is not in [0, 1)"
             } else if (s.row_start as usize) < end {
                 "it overlaps the one before"
-            } else if s.row_start as usize + s.rows as usize > rows {
+            } else if u64::from(s.row_start) + u64::from(s.rows) > rows as u64 {
                 "it leaves the pack"
-            } else if s.param_offset + size > params as u64 || s.grad_offset + size > grads as u64 {
+            } else if s.param_offset.saturating_add(size) > params as u64
+                || s.grad_offset.saturating_add(size) > grads as u64
+            {
                 "its adapter leaves the slab"
             } else {
                 end = s.row_start as usize + s.rows as usize;
@@ -168,10 +173,12 @@ pub(crate) fn check_sites(
     sites: &[SiteOutput],
     (rows, y_stride, y_len): (usize, usize, usize),
 ) -> Result<()> {
+    let begin = sites.iter().map(|s| s.y_start).min().unwrap_or(0);
     for s in sites {
         crate::error::check_eq(op, "sites' input width", sites[0].site.in_dim, s.site.in_dim)?;
         check_len(op, "site's outputs", s.out_begin + s.out_len, s.site.out_dim)?;
         if rows > 0 {
+            check_len(op, "row of y", s.y_start + s.out_len, begin + y_stride)?;
             check_len(op, "y", s.y_start + (rows - 1) * y_stride + s.out_len, y_len)?;
         }
     }

@@ -1,0 +1,231 @@
+//! Blocking of a frozen product: which tile is computed when, and by whom.
+//!
+//! Owns the walk over row blocks, column groups and blocks of `k`, the packing of `X`, and the split
+//! into tasks. None of these can change a bit: a tile's accumulators rest as `f32` between blocks of
+//! `k`, so each element stays the one chain of `tile.rs` however it is cut. Start at [`Product::run`].
+
+use super::tile::{Accumulators, BLOCK_K, MAX_ROWS, PACKED_K, PANEL, multiply, tile_rows};
+use pulp::{Arch, Simd, WithSimd};
+use std::cell::RefCell;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+/// Rows of a task: its block of `X` stays in the second-level cache.
+const BLOCK_ROWS: usize = 144;
+
+/// Multiply-adds below which another task costs more than it brings.
+const TASK_WORK: usize = 1 << 20;
+
+/// Rows in a slice: row `i` begins at `start + i * stride`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rows<'a> {
+    pub(crate) data: &'a [f32],
+    pub(crate) start: usize,
+    pub(crate) stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Columns `columns` of row `i`.
+    fn row(&self, i: usize, columns: Range<usize>) -> &'a [f32] {
+        let start = self.start + i * self.stride;
+        &self.data[start + columns.start..start + columns.end]
+    }
+}
+
+/// One product `Y [rows, n] = X [rows, k]·W [k, n]`, with `W` in panels.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Product<'a> {
+    pub(crate) x: Rows<'a>,
+    /// `n.div_ceil(PANEL)` panels of `k` rows of [`PANEL`] columns.
+    pub(crate) w: &'a [[f32; PANEL]],
+    pub(crate) rows: usize,
+    pub(crate) k: usize,
+    pub(crate) n: usize,
+    /// The chains begin at what `Y` holds instead of at zero.
+    pub(crate) accumulate: bool,
+    /// Added to the finished chain.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// Added after the bias.
+    pub(crate) residual: Option<Rows<'a>>,
+}
+
+/// Rows of `Y` that a task owns, cut to its columns.
+struct Owned<'a> {
+    rows: [&'a mut [f32]; BLOCK_ROWS],
+    len: usize,
+}
+
+impl<'a> Owned<'a> {
+    /// The two sides of column `mid`.
+    fn split(self, mid: usize) -> (Self, Self) {
+        let mut right = std::array::from_fn(|_| Default::default());
+        let mut left = self.rows;
+        for (left, right) in left.iter_mut().zip(&mut right).take(self.len) {
+            let (l, r) = std::mem::take(left).split_at_mut(mid);
+            (*left, *right) = (l, r);
+        }
+        (Self { rows: left, len: self.len }, Self { rows: right, len: self.len })
+    }
+}
+
+impl Product<'_> {
+    /// Runs the product on the instructions of `arch`; row `i` of `Y` begins at `y[i * stride]`.
+    pub(crate) fn run(&self, arch: Arch, y: &mut [f32], stride: usize) {
+        if self.rows == 0 || self.n == 0 {
+            return;
+        }
+        let y = &mut y[..(self.rows - 1) * stride + self.n];
+        let blocks = self.rows.div_ceil(BLOCK_ROWS);
+        let block = self.rows.div_ceil(blocks);
+        // Columns are cut only as far as rows alone leave threads idle.
+        let wanted = (2 * rayon::current_num_threads()).div_ceil(blocks);
+        let work = (block * self.k * self.n / TASK_WORK).max(1);
+        let panels = self.n.div_ceil(PANEL);
+        let pieces =
+            if rayon::current_num_threads() == 1 { 1 } else { wanted.min(work).min(panels) };
+        let go = |(index, y): (usize, &mut [f32])| {
+            let mut owned = Owned { rows: std::array::from_fn(|_| Default::default()), len: 0 };
+            for (slot, row) in owned.rows.iter_mut().zip(y.chunks_mut(stride)) {
+                *slot = &mut row[..self.n];
+                owned.len += 1;
+            }
+            self.columns(arch, index * block, owned, 0..panels, pieces);
+        };
+        if blocks == 1 {
+            go((0, y));
+        } else {
+            y.par_chunks_mut(block * stride).enumerate().for_each(go);
+        }
+    }
+
+    /// Cuts the columns into `pieces` tasks.
+    fn columns(
+        &self,
+        arch: Arch,
+        first_row: usize,
+        y: Owned<'_>,
+        panels: Range<usize>,
+        pieces: usize,
+    ) {
+        if pieces <= 1 {
+            arch.dispatch(Task { product: self, first_row, y, panels });
+            return;
+        }
+        let left = pieces / 2;
+        let mid = panels.start + panels.len() * left / pieces;
+        let (a, b) = y.split((mid - panels.start) * PANEL);
+        rayon::join(
+            || self.columns(arch, first_row, a, panels.start..mid, left),
+            || self.columns(arch, first_row, b, mid..panels.end, pieces - left),
+        );
+    }
+}
+
+thread_local! {
+    /// A task's packed block of `X`; grows once.
+    static PACKED: RefCell<Vec<[f32; PACKED_K]>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Some rows by some panels, computed by one thread.
+struct Task<'a, 'b> {
+    product: &'a Product<'a>,
+    first_row: usize,
+    y: Owned<'b>,
+    panels: Range<usize>,
+}
+
+impl WithSimd for Task<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let k = self.product.k;
+        let num_blocks = k.div_ceil(BLOCK_K).max(1);
+        let block_k = k.div_ceil(num_blocks);
+        PACKED.with_borrow_mut(|packed| {
+            if packed.len() < self.y.len {
+                packed.resize(self.y.len, [0.0; PACKED_K]);
+            }
+            for b in 0..num_blocks {
+                let ks = (b * block_k).min(k)..((b + 1) * block_k).min(k);
+                self.pack(ks.clone(), packed);
+                self.block(simd, ks, b + 1 == num_blocks, packed);
+            }
+        });
+    }
+}
+
+impl Task<'_, '_> {
+    /// Tiles of nearly equal height: first row and number of rows of each.
+    fn tiles<S: Simd>(&self) -> impl Iterator<Item = (usize, usize)> + use<S> {
+        let len = self.y.len;
+        let count = len.div_ceil(tile_rows::<S>());
+        (0..count).map(move |i| (i * len / count, (i + 1) * len / count - i * len / count))
+    }
+
+    /// Copies columns `ks` of the task's rows of `X`.
+    #[inline(always)]
+    fn pack(&self, ks: Range<usize>, packed: &mut [[f32; PACKED_K]]) {
+        for (r, packed) in packed.iter_mut().enumerate().take(self.y.len) {
+            packed[..ks.len()].copy_from_slice(self.product.x.row(self.first_row + r, ks.clone()));
+        }
+    }
+
+    /// Every tile of one block of `k`.
+    #[inline(always)]
+    fn block<S: Simd>(
+        &mut self,
+        simd: S,
+        ks: Range<usize>,
+        last: bool,
+        packed: &[[f32; PACKED_K]],
+    ) {
+        let p = self.product;
+        let fresh = ks.start == 0 && !p.accumulate;
+        let mut acc: Accumulators = [[0.0; PANEL]; MAX_ROWS];
+        for panel in self.panels.clone() {
+            let w = &p.w[panel * p.k + ks.start..panel * p.k + ks.end];
+            let column = (panel - self.panels.start) * PANEL;
+            let width = PANEL.min(p.n - panel * PANEL);
+            for (first, rows) in self.tiles::<S>() {
+                if !fresh {
+                    for (acc, y) in acc.iter_mut().zip(&self.y.rows[first..first + rows]) {
+                        acc[..width].copy_from_slice(&y[column..column + width]);
+                    }
+                }
+                multiply(simd, &packed[first..first + rows], (w, width), fresh, &mut acc);
+                if last {
+                    self.finish(
+                        &mut acc,
+                        first..first + rows,
+                        panel * PANEL..panel * PANEL + width,
+                    );
+                }
+                for (acc, y) in acc.iter().zip(&mut self.y.rows[first..first + rows]) {
+                    y[column..column + width].copy_from_slice(&acc[..width]);
+                }
+            }
+        }
+    }
+
+    /// `acc = (acc + bias) + residual`.
+    #[inline(always)]
+    fn finish(&self, acc: &mut Accumulators, rows: Range<usize>, columns: Range<usize>) {
+        for (acc, row) in acc.iter_mut().zip(rows) {
+            if let Some(bias) = self.product.bias {
+                add(acc, &bias[columns.clone()]);
+            }
+            if let Some(residual) = &self.product.residual {
+                add(acc, residual.row(self.first_row + row, columns.clone()));
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn add(acc: &mut [f32], v: &[f32]) {
+    for (acc, &v) in acc.iter_mut().zip(v) {
+        *acc += v;
+    }
+}
