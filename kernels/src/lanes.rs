@@ -124,6 +124,10 @@ pub(crate) fn fold<S: Simd>(
 /// `Σ x·y` in the order of [`fold`].
 #[inline(always)]
 pub(crate) fn dot<S: Simd>(simd: S, x: &[f32], y: &[f32]) -> f32 {
-    fold(simd, (x, y), #[inline(always)]
-    |acc, x, y| simd.mul_add_f32s(x, y, acc))
+    fold(
+        simd,
+        (x, y),
+        #[inline(always)]
+        |acc, x, y| simd.mul_add_f32s(x, y, acc),
+    )
 }

@@ -21,6 +21,7 @@ pub mod loss;
 mod math;
 pub mod norm;
 pub mod optim;
+mod product;
 pub mod random;
 pub mod rope;
 

@@ -117,8 +117,18 @@ mod tests {
 
     #[test]
     fn exp_at_the_edges() {
-        let mut x =
-            [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.0, -0.0, 88.722_83, 88.8, -86.7, -1e30, 1e30];
+        let mut x = [
+            f32::NAN,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            0.0,
+            -0.0,
+            88.722_83,
+            88.8,
+            -86.7,
+            -1e30,
+            1e30,
+        ];
         run(Exp(&mut x));
         assert!(x[0].is_nan());
         assert_eq!(x[1..5], [f32::INFINITY, 0.0, 1.0, 1.0]);

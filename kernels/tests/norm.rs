@@ -55,8 +55,7 @@ fn run<B: Norm + Backend<Act = f32>>(b: &B, case: &Case) -> (Vec<f32>, Vec<f32>)
     let (x, dy) = (case.spread(&case.x, f32::NAN), case.spread(&case.dy, f32::NAN));
     let (x, dy) = (upload(b, &x), upload(b, &dy));
     let (weight, bias) = (upload(b, &case.weight), upload(b, &case.b));
-    let params =
-        Params { weight: &weight, bias: case.bias.then_some(&bias), eps: WIDTH_EPS };
+    let params = Params { weight: &weight, bias: case.bias.then_some(&bias), eps: WIDTH_EPS };
     let (rows, dim, stride) = (case.rows, case.dim, case.stride());
     let mut y = upload(b, &case.spread(&vec![f32::NAN; rows * dim], 7.0));
     let view = |buf| Mat { buf, start: 2, stride };
@@ -129,7 +128,10 @@ fn rows_do_not_see_each_other_nor_the_threads() {
         for i in 0..case.rows {
             let at = i * 70..(i + 1) * 70;
             if i == 19 {
-                assert!(p.0[at.clone()].iter().all(|v| v.is_nan()) && p.1[at].iter().all(|v| v.is_nan()));
+                assert!(
+                    p.0[at.clone()].iter().all(|v| v.is_nan())
+                        && p.1[at].iter().all(|v| v.is_nan())
+                );
                 continue;
             }
             let alone = Case {
@@ -193,8 +195,11 @@ fn candle_agrees() {
         let (ours, scale) = (run(&Cpu, &case), scales(&case));
         let k = 2.0 * lane_chain(case.dim) + 8.0;
         within("y", k, &ours.0, &flat(&y), &scale.0);
-        let dx: Vec<f64> =
-            flat(grads.get(&x).unwrap()).iter().zip(&case.x).map(|(g, x)| g + f64::from(*x)).collect();
+        let dx: Vec<f64> = flat(grads.get(&x).unwrap())
+            .iter()
+            .zip(&case.x)
+            .map(|(g, x)| g + f64::from(*x))
+            .collect();
         within("dx", 2.0 * k, &ours.1, &dx, &scale.1);
     }
 }
@@ -206,13 +211,8 @@ fn wrong_shapes_are_refused() {
         let mut y: B::Buf<B::Act> = b.alloc(8).unwrap();
         let source: B::Buf<B::Act> = b.alloc(8).unwrap();
         let params = Params { weight: &w, bias: None, eps: 1e-5 };
-        let args = Forward {
-            params,
-            x: Mat::new(&source, 4),
-            y: MatMut::new(&mut y, 4),
-            rows: 2,
-            dim: 4,
-        };
+        let args =
+            Forward { params, x: Mat::new(&source, 4), y: MatMut::new(&mut y, 4), rows: 2, dim: 4 };
         assert!(matches!(b.norm_forward(args), Err(Error::Shape { what: "weight", .. })));
         let w: B::Buf<f32> = b.alloc(4).unwrap();
         let params = Params { weight: &w, bias: None, eps: 1e-5 };

@@ -108,10 +108,22 @@ impl Kernel for ForwardRow<'_> {
         let dim = self.h.len();
         let (first, second) = self.x.split_at(dim);
         match self.kind {
-            Kind::SwiGlu => map2(simd, first, second, self.h, #[inline(always)]
-            |g, u| swiglu(simd, g, u)),
-            Kind::GeluNew => map2(simd, first, first, self.h, #[inline(always)]
-            |u, _| gelu_new(simd, u)),
+            Kind::SwiGlu => map2(
+                simd,
+                first,
+                second,
+                self.h,
+                #[inline(always)]
+                |g, u| swiglu(simd, g, u),
+            ),
+            Kind::GeluNew => map2(
+                simd,
+                first,
+                first,
+                self.h,
+                #[inline(always)]
+                |u, _| gelu_new(simd, u),
+            ),
         }
     }
 }
@@ -130,16 +142,21 @@ impl Kernel for BackwardRow<'_> {
         let (g, u) = self.x.split_at(self.dh.len());
         let (dg, du) = self.dx.split_at_mut(self.dh.len());
         if self.kind == Kind::GeluNew {
-            return map2(simd, g, self.dh, dg, #[inline(always)]
-            |u, dh| gelu_new_backward(simd, u, dh));
+            return map2(
+                simd,
+                g,
+                self.dh,
+                dg,
+                #[inline(always)]
+                |u, dh| gelu_new_backward(simd, u, dh),
+            );
         }
         let ((gs, g_tail), (us, u_tail)) = (g.as_chunks::<LANES>(), u.as_chunks::<LANES>());
         let (dhs, dh_tail) = self.dh.as_chunks::<LANES>();
         let (dgs, dg_tail) = dg.as_chunks_mut::<LANES>();
         let (dus, du_tail) = du.as_chunks_mut::<LANES>();
         for (((g, u), dh), (dg, du)) in gs.iter().zip(us).zip(dhs).zip(dgs.iter_mut().zip(dus)) {
-            let (a, b) =
-                swiglu_backward(simd, (load(simd, g), load(simd, u)), load(simd, dh));
+            let (a, b) = swiglu_backward(simd, (load(simd, g), load(simd, u)), load(simd, dh));
             store(simd, dg, a);
             store(simd, du, b);
         }

@@ -6,6 +6,10 @@
 //! Running softmax in key tiles: no `t x t` matrix; the log-sum-exp is kept for the backward.
 //! With keys in a cache and one query row a sequence, the forward is the decode form.
 //!
+//! Order: query rows and key rows of the sequences ascend without overlap, and a prefix lies before the
+//! own keys of what attends to it; in the decode form, which has no backward, keys may lie anywhere.
+//! Rows that no sequence covers become zero.
+//!
 //! Solo equivalence: a group's result depends on that group's rows alone; `dK`, `dV` of a prefix are
 //! summed over its sequences in their order.
 
@@ -119,7 +123,7 @@ pub struct Backward<'a, B: Backend + ?Sized> {
     pub k_rows: usize,
 }
 
-/// Where the gradients go, all written `=` (rows that no sequence covers become zero in `dK`, `dV`).
+/// Where the gradients go, all written `=`; rows that no sequence covers become zero.
 #[derive(Debug)]
 pub struct Grads<'a, B: Backend + ?Sized> {
     /// `dQ [q_rows, h·e]`.
@@ -174,10 +178,17 @@ impl Sequence {
             });
         }
         check_len("attention", "limits", q_rows, limits.len())?;
+        let mut last_query = 0;
         for (index, s) in sequences.iter().enumerate() {
             let end = |a: u32, b: u32| a as usize + b as usize;
             if end(s.q_start, s.q_len) > q_rows {
                 return wrong(index, "its queries leave the pack");
+            }
+            if s.q_len > 0 && (s.q_start as usize) < last_query {
+                return wrong(index, "its queries are out of order");
+            }
+            if s.q_len > 0 {
+                last_query = end(s.q_start, s.q_len);
             }
             if end(s.k_start, s.k_len) > k_rows || end(s.p_start, s.p_len) > k_rows {
                 return wrong(index, "its keys leave the pack");

@@ -17,6 +17,7 @@ use crate::cpu::Cpu;
 use crate::error::{Error, Result, check_len};
 use pulp::Arch;
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A prepared weight inside a host storage.
@@ -156,6 +157,7 @@ impl Linear for Cpu {
         let product = Product {
             x: Rows { data: args.x.buf, start: args.x.start, stride: args.x.stride },
             w,
+            pitch: d,
             rows: args.rows,
             k: d,
             n,
@@ -176,6 +178,7 @@ impl Linear for Cpu {
         let product = Product {
             x: Rows { data: args.dy.buf, start: args.dy.start, stride: args.dy.stride },
             w,
+            pitch: n,
             rows: args.rows,
             k: n,
             n: d,
@@ -187,5 +190,66 @@ impl Linear for Cpu {
             product.run(Arch::new(), &mut args.dx.buf[args.dx.start..], args.dx.stride);
         }
         Ok(())
+    }
+}
+
+/// A weight opened for the head and the embedding, which take some of its outputs at a time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Outputs<'a> {
+    shape: Shape,
+    forward: &'a [[f32; PANEL]],
+    backward: &'a [[f32; PANEL]],
+}
+
+impl CpuWeight {
+    /// Opens it.
+    pub(crate) fn outputs(&self, op: &'static str) -> Result<Outputs<'_>> {
+        let [forward, backward] = self.panels(op)?;
+        Ok(Outputs { shape: self.shape, forward, backward })
+    }
+}
+
+impl Outputs<'_> {
+    /// `Y [rows, columns] = X·W[.., columns]` on this thread; `columns` begin at a panel.
+    pub(crate) fn forward(
+        &self,
+        x: Rows<'_>,
+        (rows, columns): (usize, Range<usize>),
+        (y, stride): (&mut [f32], usize),
+    ) {
+        let (k, n) = (self.shape.in_dim, columns.len());
+        let w = &self.forward[columns.start / PANEL * k..];
+        let product =
+            Product { x, w, pitch: k, rows, k, n, accumulate: false, bias: None, residual: None };
+        product.run_here(Arch::new(), y, stride);
+    }
+
+    /// `dX [rows, d] += dY [rows, columns]·W[.., columns]ᵀ` on this thread.
+    pub(crate) fn backward(
+        &self,
+        dy: Rows<'_>,
+        (rows, columns): (usize, Range<usize>),
+        (dx, stride): (&mut [f32], usize),
+    ) {
+        let product = Product {
+            x: dy,
+            w: &self.backward[columns.start..],
+            pitch: self.shape.out_dim,
+            rows,
+            k: columns.len(),
+            n: self.shape.in_dim,
+            accumulate: true,
+            bias: None,
+            residual: None,
+        };
+        product.run_here(Arch::new(), dx, stride);
+    }
+
+    /// Pieces of column `output` of `W`, in the order of the inputs; all but the last are whole panels.
+    pub(crate) fn column(&self, output: usize) -> impl Iterator<Item = &[f32]> {
+        let Shape { in_dim, out_dim } = self.shape;
+        (0..in_dim)
+            .step_by(PANEL)
+            .map(move |i| &self.backward[i / PANEL * out_dim + output][..PANEL.min(in_dim - i)])
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 pub mod cpu;
 pub mod peak;
-mod product;
+pub(crate) mod product;
 pub(crate) mod tile;
 
 /// How a weight lies in its file.

@@ -39,6 +39,8 @@ pub(crate) struct Product<'a> {
     pub(crate) x: Rows<'a>,
     /// `n.div_ceil(PANEL)` panels of `k` rows of [`PANEL`] columns.
     pub(crate) w: &'a [[f32; PANEL]],
+    /// Rows of `w` from one panel to the next; more than `k` where only some rows are taken.
+    pub(crate) pitch: usize,
     pub(crate) rows: usize,
     pub(crate) k: usize,
     pub(crate) n: usize,
@@ -96,6 +98,19 @@ impl Product<'_> {
             go((0, y));
         } else {
             y.par_chunks_mut(block * stride).enumerate().for_each(go);
+        }
+    }
+
+    /// As [`Product::run`], on this thread: for callers that have split their work already.
+    pub(crate) fn run_here(&self, arch: Arch, y: &mut [f32], stride: usize) {
+        for (index, y) in y.chunks_mut(BLOCK_ROWS * stride).enumerate() {
+            let mut owned = Owned { rows: std::array::from_fn(|_| Default::default()), len: 0 };
+            let left = self.rows.saturating_sub(index * BLOCK_ROWS);
+            for (slot, row) in owned.rows.iter_mut().zip(y.chunks_mut(stride)).take(left) {
+                *slot = &mut row[..self.n];
+                owned.len += 1;
+            }
+            self.columns(arch, index * BLOCK_ROWS, owned, 0..self.n.div_ceil(PANEL), 1);
         }
     }
 
@@ -185,7 +200,7 @@ impl Task<'_, '_> {
         let fresh = ks.start == 0 && !p.accumulate;
         let mut acc: Accumulators = [[0.0; PANEL]; MAX_ROWS];
         for panel in self.panels.clone() {
-            let w = &p.w[panel * p.k + ks.start..panel * p.k + ks.end];
+            let w = &p.w[panel * p.pitch + ks.start..panel * p.pitch + ks.end];
             let column = (panel - self.panels.start) * PANEL;
             let width = PANEL.min(p.n - panel * PANEL);
             for (first, rows) in self.tiles::<S>() {

@@ -12,7 +12,7 @@
 //! `dA += dS'ᵀ·drop(X)` and `dB += dYᵀ·S'`, chains along the rows of the segment, then one addition.
 
 use super::block::{Matrix, Scratch};
-use super::gradient::{Row, add_gradients};
+use super::gradient::{Row, add_gradients, in_slab_order};
 use super::{Backward, Forward, Lora, Segment, Site, SiteOutput, check_sites, check_tables};
 use crate::backend::Buffer;
 use crate::cpu::Cpu;
@@ -271,7 +271,7 @@ impl Lora for Cpu {
         if rows == 0 || stride == 0 {
             return Ok(());
         }
-        let base = first.y_start - first.y_start % stride;
+        let base = args.sites.iter().map(|s| s.y_start).min().unwrap_or(0);
         let len = args.y.buf.len().min(base + rows * stride);
         args.y.buf[base..len]
             .par_chunks_mut(BLOCK_ROWS * stride)
@@ -301,6 +301,7 @@ impl Lora for Cpu {
         if rows == 0 || pack.segments.is_empty() {
             return Ok(());
         }
+        let order = in_slab_order(&pack)?;
         let dy = Rows { data: args.dy.buf, stride: args.dy.stride };
         let row = Row::new(pack.sites.len(), pack.segments);
         let mut sums = SUMS.take();
@@ -321,8 +322,8 @@ impl Lora for Cpu {
                 pack.backward_block(&Pack::block(index, rows), &dy, (sums, row), None);
             }),
         }
-        let done = add_gradients(&pack, &dy, (&sums, row), args.grads);
+        add_gradients(&pack, &dy, (&sums, row), order, args.grads);
         SUMS.set(sums);
-        done
+        Ok(())
     }
 }

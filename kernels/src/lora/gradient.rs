@@ -2,7 +2,7 @@
 //!
 //! Owns the split of the gradient slab into parts that no two tasks share, and the sums over the rows
 //! of a segment: one chain along its rows from the first to the last, so neither pack mates nor threads
-//! can change a bit. Refuses adapters whose gradients overlap. Start at [`add_gradients`].
+//! can change a bit. Start at [`in_slab_order`], then [`add_gradients`].
 
 use super::block::Matrix;
 use super::cpu::{LOCAL, Pack, Rows, offset};
@@ -63,48 +63,49 @@ struct Pass<'a> {
     pieces: usize,
 }
 
-/// Adds every segment's gradient into the slab.
+/// The part of the gradient slab that the sites of a segment write.
+fn region(pack: &Pack<'_>, index: u32) -> Range<usize> {
+    let segment = &pack.segments[index as usize];
+    let (start, r) = (offset(segment.grad_offset), segment.r());
+    let sites = || pack.sites.iter().map(|s| s.site);
+    let first = sites().map(|s| s.unit_offset).min().unwrap_or(0);
+    let end = sites().map(|s| s.unit_offset + s.in_dim + s.out_dim).max().unwrap_or(0);
+    start + r * first..start + r * end
+}
+
+/// Segments with rows, in the order of their gradients in the slab.
 ///
 /// # Errors
-/// [`Error::Routing`] when the gradients of two segments overlap; the slab is then as it was.
-pub(super) fn add_gradients(
-    pack: &Pack<'_>,
-    dy: &Rows<'_>,
-    (sums, row): (&[f32], Row),
-    grads: &mut [f32],
-) -> Result<()> {
+/// [`Error::Routing`] when the gradients of two segments overlap.
+pub(super) fn in_slab_order(pack: &Pack<'_>) -> Result<Vec<u32>> {
     let mut order = ORDER.take();
     order.clear();
     order.extend((0u32..).zip(pack.segments).filter(|(_, s)| s.rows > 0).map(|(i, _)| i));
-    let pieces = (2 * rayon::current_num_threads()).div_ceil(order.len().max(1));
-    let pass = Pass { pack, dy, sums, row, pieces };
-    order.sort_unstable_by_key(|&i| pass.region(i).start);
-    let overlap = order.windows(2).find(|w| pass.region(w[0]).end > pass.region(w[1]).start);
-    let done = match overlap {
+    order.sort_unstable_by_key(|&i| region(pack, i).start);
+    let overlaps = |w: &&[u32]| region(pack, w[0]).end > region(pack, w[1]).start;
+    match order.windows(2).find(overlaps) {
         Some(w) => Err(Error::Routing {
             op: "lora_backward",
             what: format!("the gradients of segments {} and {} overlap", w[0], w[1]),
         }),
-        None => {
-            pass.split(&order, grads, 0);
-            Ok(())
-        }
-    };
+        None => Ok(order),
+    }
+}
+
+/// Adds every segment's gradient into the slab; `order` is [`in_slab_order`]'s.
+pub(super) fn add_gradients(
+    pack: &Pack<'_>,
+    dy: &Rows<'_>,
+    (sums, row): (&[f32], Row),
+    order: Vec<u32>,
+    grads: &mut [f32],
+) {
+    let pieces = (2 * rayon::current_num_threads()).div_ceil(order.len().max(1));
+    Pass { pack, dy, sums, row, pieces }.split(&order, grads, 0);
     ORDER.set(order);
-    done
 }
 
 impl Pass<'_> {
-    /// The part of the gradient slab that these sites of a segment write.
-    fn region(&self, index: u32) -> Range<usize> {
-        let segment = &self.pack.segments[index as usize];
-        let (start, r) = (offset(segment.grad_offset), segment.r());
-        let sites = || self.pack.sites.iter().map(|s| s.site);
-        let first = sites().map(|s| s.unit_offset).min().unwrap_or(0);
-        let end = sites().map(|s| s.unit_offset + s.in_dim + s.out_dim).max().unwrap_or(0);
-        start + r * first..start + r * end
-    }
-
     /// Halves the segments, and the slab between them; `slab` begins at element `begin`.
     fn split(&self, order: &[u32], slab: &mut [f32], begin: usize) {
         match order {
@@ -112,7 +113,7 @@ impl Pass<'_> {
             [index] => self.segment(&self.pack.segments[*index as usize], slab, begin),
             _ => {
                 let (left, right) = order.split_at(order.len() / 2);
-                let cut = self.region(right[0]).start;
+                let cut = region(self.pack, right[0]).start;
                 let (low, high) = slab.split_at_mut(cut - begin);
                 rayon::join(|| self.split(left, low, begin), || self.split(right, high, cut));
             }

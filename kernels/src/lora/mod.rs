@@ -62,9 +62,8 @@ pub struct SiteOutput {
     pub out_begin: usize,
     /// Number of outputs taken.
     pub out_len: usize,
-    /// Element of `Y` (and `dY`) of row 0, first output taken. The ranges of all sites of one call lie
-    /// in the same row: with `base` the first site's `y_start` rounded down to a multiple of the stride,
-    /// each has `base <= y_start` and `y_start + out_len <= base + stride`.
+    /// Element of `Y` (and `dY`) of row 0, first output taken. All sites of one call lie in the same
+    /// rows: the last range ends at most a stride after the first one begins.
     pub y_start: usize,
 }
 
@@ -174,14 +173,12 @@ pub(crate) fn check_sites(
     sites: &[SiteOutput],
     (rows, y_stride, y_len): (usize, usize, usize),
 ) -> Result<()> {
-    let base =
-        sites.first().map_or(0, |s| s.y_start - s.y_start.checked_rem(y_stride).unwrap_or(0));
+    let begin = sites.iter().map(|s| s.y_start).min().unwrap_or(0);
     for s in sites {
         crate::error::check_eq(op, "sites' input width", sites[0].site.in_dim, s.site.in_dim)?;
         check_len(op, "site's outputs", s.out_begin + s.out_len, s.site.out_dim)?;
         if rows > 0 {
-            check_len(op, "row of the first site's outputs", base, s.y_start)?;
-            check_len(op, "row of y", s.y_start + s.out_len, base + y_stride)?;
+            check_len(op, "row of y", s.y_start + s.out_len, begin + y_stride)?;
             check_len(op, "y", s.y_start + (rows - 1) * y_stride + s.out_len, y_len)?;
         }
     }

@@ -55,15 +55,24 @@ fn statistics<S: Simd>(simd: S, x: &[f32], centred: bool, eps: f32) -> (f32, f32
     if !centred {
         return (0.0, 1.0 / dot(simd, x, x).mul_add(inv, eps).sqrt());
     }
-    let mean = inv * fold(simd, (x, x), #[inline(always)]
-    |acc, x, _| simd.add_f32s(acc, x));
+    let mean = inv
+        * fold(
+            simd,
+            (x, x),
+            #[inline(always)]
+            |acc, x, _| simd.add_f32s(acc, x),
+        );
     let m = simd.splat_f32s(mean);
     let whole = x.len() / lanes::LANES * lanes::LANES;
-    let squares = fold(simd, (&x[..whole], &x[..whole]), #[inline(always)]
-    |acc, x, _| {
-        let c = simd.sub_f32s(x, m);
-        simd.mul_add_f32s(c, c, acc)
-    });
+    let squares = fold(
+        simd,
+        (&x[..whole], &x[..whole]),
+        #[inline(always)]
+        |acc, x, _| {
+            let c = simd.sub_f32s(x, m);
+            simd.mul_add_f32s(c, c, acc)
+        },
+    );
     // The last lanes apart: a missing element is not an element of value zero here.
     let squares = x[whole..].iter().fold(squares, |acc, x| (x - mean).mul_add(x - mean, acc));
     (mean, 1.0 / squares.mul_add(inv, eps).sqrt())

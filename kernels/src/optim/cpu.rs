@@ -66,7 +66,10 @@ fn index(offset: u64) -> usize {
 
 /// Norm, clip, update; returns the norm before clipping.
 fn one_slot(update: &Update, slabs: Slabs<'_>) -> f32 {
-    #[expect(clippy::cast_possible_truncation, reason = "torch's norm is f32; overflow is infinite")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "torch's norm is f32; overflow is infinite"
+    )]
     let norm = square_sum(slabs.grads).sqrt() as f32;
     if norm.is_finite() {
         pieces(&Factors::new(update, norm), slabs);

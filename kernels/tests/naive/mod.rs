@@ -8,6 +8,7 @@
 #![allow(unreachable_pub, missing_docs, reason = "shared by every test binary, exported by none")]
 
 mod activation;
+mod attention;
 mod linear;
 mod lora;
 mod norm;

@@ -17,7 +17,8 @@ impl Optim for Naive {
             let norm = (begin..end).map(|k| a.grads.at(k).powi(2)).sum::<f64>().sqrt();
             a.norms.set(i, round(norm));
             let f = |x: f32| f64::from(x);
-            let clip = if u.clip_norm > 0.0 { (f(u.clip_norm) / (norm + 1e-6)).min(1.0) } else { 1.0 };
+            let clip =
+                if u.clip_norm > 0.0 { (f(u.clip_norm) / (norm + 1e-6)).min(1.0) } else { 1.0 };
             let (b1, b2, t) = (f(u.beta1), f(u.beta2), f64::from(u.step));
             for k in begin..end {
                 let g = a.grads.at(k) * clip;

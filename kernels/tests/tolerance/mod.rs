@@ -31,7 +31,8 @@ pub fn no_worse(what: &str, factor: f64, got: &[f32], naive: &[f32], want: &[f64
         let sum: f64 = x.iter().zip(want).map(|(x, w)| (f64::from(*x) - w).powi(2)).sum();
         (sum / want.len().max(1) as f64).sqrt()
     };
-    let floor = EPS / 2.0 * (want.iter().map(|w| w * w).sum::<f64>() / want.len().max(1) as f64).sqrt();
+    let floor =
+        EPS / 2.0 * (want.iter().map(|w| w * w).sum::<f64>() / want.len().max(1) as f64).sqrt();
     let (ours, theirs) = (rms(got), rms(naive).max(floor));
     assert!(ours <= factor * theirs, "{what}: error {ours:e}, naive {theirs:e}, factor {factor}");
 }
@@ -68,7 +69,5 @@ pub fn same_bits(what: &str, a: &[f32], b: &[f32]) {
 
 /// What `f` returns with 1, 2 and 4 threads.
 pub fn on_threads<T: Send>(f: impl Fn() -> T + Send + Sync) -> [T; 3] {
-    [1, 2, 4].map(|n| {
-        rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(&f)
-    })
+    [1, 2, 4].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap().install(&f))
 }

@@ -1,0 +1,384 @@
+//! Backward: units in parallel, and the key/value heads of a unit; every key has one owner.
+//!
+//! A *unit* is a run of sequences that share no key with the others: a prefix and all that attend to
+//! it, or one sequence alone. A task owns one key/value head of a unit and takes the unit's sequences
+//! in order, so `dK`, `dV` of a prefix have one fixed order of additions. Gradients gather in dense
+//! scratch, one block for each unit and key/value head, and are copied to the windows by the unit.
+
+use super::tile::{Columns, Line, Recomputed, Scratch, floats, whole_vectors};
+use super::{Backward, COLUMNS, Head, KEYS, Sequence, Span, check_order};
+use crate::backend::Mat;
+use crate::cpu::{Cpu, CpuBuf};
+use crate::error::{Error, Result};
+use crate::lanes::{self, Kernel, LANES};
+use crate::product::{Left, Product, Rows};
+use pulp::Simd;
+use std::cell::RefCell;
+
+const OP: &str = "attention_backward";
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// Units and dense gradients of a whole call, kept by the calling thread.
+    static CALL: RefCell<(Vec<Unit>, Vec<Line>)> = RefCell::default();
+}
+
+pub(super) fn run(args: Backward<'_, Cpu>) -> Result<()> {
+    let Backward { heads, routing, q, k, v, out, lse, dout, grads, q_rows, k_rows } = args;
+    let sequences = &routing.sequences[..routing.num_sequences];
+    check_order(OP, sequences, |s| (s.q_start, s.q_len), q_rows)?;
+    check_order(OP, sequences, |s| (s.k_start, s.k_len), k_rows)?;
+    let head = Head { heads, q, k, v, limits: &routing.limits[..q_rows], kv_head: 0 };
+    let kept = Kept { head, out, dout, lse: &lse[..q_rows * heads.heads] };
+    // Taken out, not borrowed: while this call waits, its thread may run a task of another call.
+    let (mut units, mut lines) = CALL.take();
+    let result = Unit::list(sequences, (q_rows, k_rows), &mut units);
+    if result.is_ok() {
+        let layout = Layout::new(&grads.dq, (grads.dk_start, grads.dv_start, grads.dkv_stride));
+        let (first, second) = layout.split_buffers(grads.dkv);
+        let dq_start = grads.dq.start.min(grads.dq.buf.len());
+        let dq = &mut grads.dq.buf[dq_start..];
+        let dense = floats(&mut lines, dense_len(&head, (q_rows, k_rows)));
+        each_unit(&kept, sequences, &units, Owned { layout, dq, first, second, dense });
+    }
+    CALL.replace((units, lines));
+    result
+}
+
+/// What a task reads.
+#[derive(Clone, Copy)]
+struct Kept<'a> {
+    head: Head<'a>,
+    out: Mat<'a, CpuBuf<f32>>,
+    dout: Mat<'a, CpuBuf<f32>>,
+    lse: &'a [f32],
+}
+
+/// A run of sequences, and the rows from its first to the next unit's first.
+#[derive(Debug, Clone, Copy)]
+struct Unit {
+    sequences: (usize, usize),
+    q: (usize, usize),
+    k: (usize, usize),
+}
+
+impl Unit {
+    /// Cuts the sequences wherever no later prefix lies before the cut; the units cover all rows.
+    fn list(
+        sequences: &[Sequence],
+        (q_rows, k_rows): (usize, usize),
+        units: &mut Vec<Self>,
+    ) -> Result<()> {
+        units.clear();
+        let mut lowest_prefix = u32::MAX;
+        let (mut end, mut q_end, mut k_end) = (sequences.len(), q_rows, k_rows);
+        let (mut q_first, mut k_first) = (q_rows, k_rows);
+        for (index, s) in sequences.iter().enumerate().rev() {
+            if s.p_len > 0 {
+                lowest_prefix = lowest_prefix.min(s.p_start);
+            }
+            q_first = if s.q_len > 0 { s.q_start as usize } else { q_first };
+            k_first = if s.k_len > 0 { s.k_start as usize } else { k_first };
+            if index == 0 || s.k_len > 0 && s.k_start <= lowest_prefix {
+                let (q, k) = if index == 0 { (0, 0) } else { (q_first, k_first) };
+                units.push(Self { sequences: (index, end), q: (q, q_end), k: (k, k_end) });
+                (end, q_end, k_end) = (index, q, k);
+            }
+            let prefix_end = s.p_start as usize + s.p_len as usize;
+            if s.p_len > 0 && prefix_end > k_first {
+                let what = format!("sequence {index}: its prefix does not lie before its own keys");
+                return Err(Error::Routing { op: OP, what });
+            }
+        }
+        units.reverse();
+        Ok(())
+    }
+}
+
+/// Dense scratch of some rows: `dK`, `dV` padded to vectors, `dQ` not.
+fn dense_len(head: &Head<'_>, (q_rows, k_rows): (usize, usize)) -> usize {
+    let padded = head.width().next_multiple_of(LANES);
+    2 * k_rows * head.heads.kv_heads * padded + q_rows * head.heads.q_dim()
+}
+
+/// How the windows of the gradients lie.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    dq_stride: usize,
+    dk_start: usize,
+    dv_start: usize,
+    stride: usize,
+    /// `dK` and `dV` are columns of the same rows; else one lies wholly before the other.
+    same_rows: bool,
+}
+
+impl Layout {
+    fn new(
+        dq: &crate::MatMut<'_, CpuBuf<f32>>,
+        (dk_start, dv_start, stride): (usize, usize, usize),
+    ) -> Self {
+        let same_rows = dk_start.abs_diff(dv_start) < stride;
+        Self { dq_stride: dq.stride, dk_start, dv_start, stride, same_rows }
+    }
+
+    /// The buffer from the first window's row 0 on, and from the second's if its rows are others.
+    fn split_buffers<'a>(&self, buf: &'a mut [f32]) -> (&'a mut [f32], &'a mut [f32]) {
+        let len = buf.len();
+        let low = self.dk_start.min(self.dv_start).min(len);
+        let high = self.dk_start.max(self.dv_start).min(len);
+        if self.same_rows {
+            (&mut buf[low..], &mut [])
+        } else {
+            let (first, second) = buf.split_at_mut(high);
+            (&mut first[low..], second)
+        }
+    }
+}
+
+/// What a task writes: gradients of its units' rows, and its part of the dense scratch.
+struct Owned<'a> {
+    layout: Layout,
+    dq: &'a mut [f32],
+    first: &'a mut [f32],
+    second: &'a mut [f32],
+    dense: &'a mut [f32],
+}
+
+impl<'a> Owned<'a> {
+    fn split_at(self, (q_rows, k_rows): (usize, usize), dense: usize) -> (Self, Self) {
+        let cut = |x: &'a mut [f32], at: usize| {
+            let at = at.min(x.len());
+            x.split_at_mut(at)
+        };
+        let layout = self.layout;
+        let (a, b) = cut(self.dq, q_rows * layout.dq_stride);
+        let (c, d) = cut(self.first, k_rows * layout.stride);
+        let (e, f) = cut(self.second, k_rows * layout.stride);
+        let (g, h) = cut(self.dense, dense);
+        (
+            Self { layout, dq: a, first: c, second: e, dense: g },
+            Self { layout, dq: b, first: d, second: f, dense: h },
+        )
+    }
+}
+
+/// Halves the units down to one.
+fn each_unit(kept: &Kept<'_>, sequences: &[Sequence], units: &[Unit], owned: Owned<'_>) {
+    if let [unit] = units {
+        return one_unit(kept, sequences, unit, owned);
+    }
+    if units.is_empty() {
+        return;
+    }
+    let (left, right) = units.split_at(units.len() / 2);
+    let rows = (right[0].q.0 - left[0].q.0, right[0].k.0 - left[0].k.0);
+    let (a, b) = owned.split_at(rows, dense_len(&kept.head, rows));
+    rayon::join(|| each_unit(kept, sequences, left, a), || each_unit(kept, sequences, right, b));
+}
+
+/// The key/value heads of a unit in parallel, then their copy to the windows.
+fn one_unit(kept: &Kept<'_>, sequences: &[Sequence], unit: &Unit, owned: Owned<'_>) {
+    let (q_rows, k_rows) = (unit.q.1 - unit.q.0, unit.k.1 - unit.k.0);
+    let kv_heads = kept.head.heads.kv_heads;
+    let block = dense_len(&kept.head, (q_rows, k_rows)) / kv_heads.max(1);
+    let Owned { layout, dq, first, second, dense } = owned;
+    let sequences = &sequences[unit.sequences.0..unit.sequences.1];
+    each_head(kept, (sequences, unit), (0, kv_heads), &mut dense[..block * kv_heads]);
+    let (width, per_row) = (kept.head.width(), kept.head.per_row());
+    let padded = width.next_multiple_of(LANES);
+    if block == 0 {
+        return;
+    }
+    for (kv_head, dense) in dense.chunks_exact(block).enumerate() {
+        let (keys, queries) = dense.split_at(2 * k_rows * padded);
+        let of_row = per_row * width;
+        if q_rows > 0 {
+            let rows = dq.chunks_mut(layout.dq_stride);
+            for (row, from) in rows.zip(queries.chunks_exact(of_row)) {
+                row[kv_head * of_row..][..of_row].copy_from_slice(from);
+            }
+        }
+        let (dk, dv) = keys.split_at(k_rows * padded);
+        let low = layout.dk_start.min(layout.dv_start);
+        for (start, from) in [(layout.dk_start, dk), (layout.dv_start, dv)] {
+            let to = if layout.same_rows || start == low { &mut *first } else { &mut *second };
+            let column = if layout.same_rows { start - low } else { 0 } + kv_head * width;
+            for (row, from) in to.chunks_mut(layout.stride).zip(from.chunks_exact(padded)) {
+                row[column..][..width].copy_from_slice(&from[..width]);
+            }
+        }
+    }
+}
+
+/// Halves the key/value heads of a unit down to one.
+fn each_head(
+    kept: &Kept<'_>,
+    unit: (&[Sequence], &Unit),
+    (begin, end): (usize, usize),
+    dense: &mut [f32],
+) {
+    if end - begin > 1 {
+        let mid = begin + (end - begin) / 2;
+        let (a, b) = dense.split_at_mut(dense.len() / (end - begin) * (mid - begin));
+        rayon::join(
+            || each_head(kept, unit, (begin, mid), a),
+            || each_head(kept, unit, (mid, end), b),
+        );
+        return;
+    }
+    let kept = Kept { head: Head { kv_head: begin, ..kept.head }, ..*kept };
+    let (sequences, unit) = unit;
+    let padded = kept.head.width().next_multiple_of(LANES);
+    let k_rows = unit.k.1 - unit.k.0;
+    dense.fill(0.0);
+    let (dk, rest) = dense.split_at_mut(k_rows * padded);
+    let (dv, dq) = rest.split_at_mut(k_rows * padded);
+    let mut gradients = Gradients { first_key: unit.k.0, first_query: unit.q.0, dq, dk, dv };
+    SCRATCH.with_borrow_mut(|scratch| {
+        for s in sequences {
+            let end = s.q_len as usize * kept.head.per_row();
+            for first in (0..end).step_by(COLUMNS) {
+                let count = COLUMNS.min(end - first);
+                let columns = Columns { q_start: s.q_start as usize, first, count };
+                tile(&kept, s, columns, &mut gradients, scratch);
+            }
+        }
+    });
+}
+
+/// Dense gradients of one key/value head of a unit.
+struct Gradients<'a> {
+    first_key: usize,
+    first_query: usize,
+    /// `[columns][e]`.
+    dq: &'a mut [f32],
+    /// `[keys][padded e]`.
+    dk: &'a mut [f32],
+    dv: &'a mut [f32],
+}
+
+/// Some columns against all keys they see.
+fn tile(
+    kept: &Kept<'_>,
+    s: &Sequence,
+    columns: Columns,
+    gradients: &mut Gradients<'_>,
+    scratch: &mut Scratch,
+) {
+    let head = &kept.head;
+    let (width, padded) = (head.width(), head.width().next_multiple_of(LANES));
+    let (vectors, stride) = (columns.vectors(), columns.vectors() * LANES);
+    let q = Rows { data: &head.q.buf[head.q.start..], stride: head.q.stride };
+    let dout = Rows { data: &kept.dout.buf[kept.dout.start..], stride: kept.dout.stride };
+    let q_columns = floats(&mut scratch.q_columns, width * stride);
+    columns.transpose(head, q, head.heads.scale, q_columns);
+    let q_rows = floats(&mut scratch.q_rows, COLUMNS * padded);
+    columns.gather(head, q, head.heads.scale, q_rows);
+    let dout_columns = floats(&mut scratch.dout_columns, width * stride);
+    columns.transpose(head, dout, 1.0, dout_columns);
+    let dout_rows = floats(&mut scratch.dout_rows, COLUMNS * padded);
+    columns.gather(head, dout, 1.0, dout_rows);
+    let (lse, delta) = statistics(kept, columns, dout);
+    let scores = floats(&mut scratch.scores, KEYS * stride);
+    let dscores = floats(&mut scratch.dscores, KEYS * stride);
+    let sums = floats(&mut scratch.sums, COLUMNS * padded);
+    sums.fill(0.0);
+    let limits = columns.limits(head);
+    let (least, most) = (limits[0] as usize, limits[COLUMNS - 1] as usize);
+    for span in Span::of(s, most) {
+        for first in (0..span.len).step_by(KEYS) {
+            let keys = KEYS.min(span.len - first);
+            let key_rows = head.rows(head.k, span.start + first);
+            let (scores, dscores) = (&mut scores[..keys * stride], &mut dscores[..keys * stride]);
+            let value_rows = head.rows(head.v, span.start + first);
+            let both = [
+                (key_rows, &*q_columns, &mut *scores),
+                (value_rows, &*dout_columns, &mut *dscores),
+            ];
+            for (a, data, c) in both {
+                Product {
+                    left: Left::AsIs,
+                    a,
+                    b: Rows { data, stride },
+                    c,
+                    c_stride: stride,
+                    rows: keys,
+                    vectors,
+                    depth: width,
+                    accumulate: false,
+                }
+                .run();
+            }
+            lanes::run(Recomputed {
+                vectors,
+                scores,
+                dscores,
+                limits: (span.own && first + keys > least).then_some((first, &limits)),
+                lse: &lse,
+                delta: &delta,
+            });
+            let at = (span.start + first - gradients.first_key) * padded;
+            let (dk, dv) = (&mut gradients.dk[at..], &mut gradients.dv[at..]);
+            for (data, b, c) in [(&*scores, &*dout_rows, dv), (&*dscores, &*q_rows, dk)] {
+                Product {
+                    left: Left::AsIs,
+                    a: Rows { data, stride },
+                    b: Rows { data: b, stride: padded },
+                    c,
+                    c_stride: padded,
+                    rows: keys,
+                    vectors: padded / LANES,
+                    depth: columns.count,
+                    accumulate: true,
+                }
+                .run();
+            }
+            Product {
+                left: Left::Transposed,
+                a: Rows { data: dscores, stride },
+                b: whole_vectors(key_rows, width, keys, &mut scratch.padded),
+                c: sums,
+                c_stride: padded,
+                rows: columns.count,
+                vectors: padded / LANES,
+                depth: keys,
+                accumulate: true,
+            }
+            .run();
+        }
+    }
+    let first = (columns.q_start - gradients.first_query) * head.per_row() + columns.first;
+    let dq = gradients.dq[first * width..].chunks_exact_mut(width);
+    for (dq, sums) in dq.zip(sums.chunks_exact(padded)).take(columns.count) {
+        for (dq, sum) in dq.iter_mut().zip(sums) {
+            *dq = sum * head.heads.scale;
+        }
+    }
+}
+
+/// Log-sum-exp and `D = Σ dO · O` of some columns; missing columns get an infinite log-sum-exp.
+fn statistics(
+    kept: &Kept<'_>,
+    columns: Columns,
+    dout: Rows<'_>,
+) -> ([f32; COLUMNS], [f32; COLUMNS]) {
+    let head = &kept.head;
+    let out = Rows { data: &kept.out.buf[kept.out.start..], stride: kept.out.stride };
+    let (mut lse, mut delta) = ([f32::INFINITY; COLUMNS], [0.0; COLUMNS]);
+    for c in 0..columns.count {
+        let query_head = head.kv_head * head.per_row() + (columns.first + c) % head.per_row();
+        lse[c] = kept.lse[columns.row(head, c) * head.heads.heads + query_head];
+        delta[c] = lanes::run(Dot(columns.slice(head, dout, c), columns.slice(head, out, c)));
+    }
+    (lse, delta)
+}
+
+struct Dot<'a>(&'a [f32], &'a [f32]);
+
+impl Kernel for Dot<'_> {
+    type Output = f32;
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> f32 {
+        lanes::dot(simd, self.0, self.1)
+    }
+}

@@ -1,0 +1,544 @@
+//! Attention on every backend, against naive, finite differences and candle.
+
+mod naive;
+mod tolerance;
+
+use candle_core::{D, DType, Device, Tensor, Var};
+use kernels::attention::{Attention, Backward, Forward, Grads, Heads, Routing, Sequence};
+use kernels::backend::{Backend, Mat, MatMut};
+use kernels::{Cpu, Error};
+use naive::{Naive, download, numbers, upload};
+use tolerance::{differences, no_worse, on_threads, same_bits};
+
+/// One problem; `q`, `k`, `v` are rows of their own buffers.
+#[derive(Clone)]
+struct Case {
+    heads: Heads,
+    sequences: Vec<Sequence>,
+    groups: Vec<u32>,
+    limits: Vec<u32>,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    dout: Vec<f32>,
+}
+
+#[derive(Debug)]
+struct Output {
+    out: Vec<f32>,
+    lse: Vec<f32>,
+    dq: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+impl Output {
+    fn parts(&self) -> [(&'static str, &[f32]); 5] {
+        [
+            ("out", &self.out),
+            ("lse", &self.lse),
+            ("dq", &self.dq),
+            ("dk", &self.dk),
+            ("dv", &self.dv),
+        ]
+    }
+}
+
+fn heads(h: usize, g: usize, e: usize) -> Heads {
+    Heads { heads: h, kv_heads: g, head_dim: e, scale: round((e as f64).powf(-0.5)) }
+}
+
+fn round(x: f64) -> f32 {
+    naive::round(x)
+}
+
+/// A group: the length of its prefix, then `(own keys, supervised last queries)` of each sequence.
+type Group<'a> = (u32, &'a [(u32, u32)]);
+
+impl Case {
+    /// Packs groups; with `last`, only the last queries of a sequence are there and the prefix has none.
+    fn new(heads: Heads, groups: &[Group<'_>], last: bool) -> Self {
+        let (mut sequences, mut starts, mut limits) = (Vec::new(), vec![0], Vec::new());
+        let (mut q_end, mut k_end) = (0, 0);
+        for &(prefix, members) in groups {
+            let p_start = k_end;
+            let first = (prefix, if last { 0 } else { prefix });
+            let own = std::iter::once(&first);
+            for (i, &(k_len, supervised)) in own.chain(members).enumerate() {
+                let q_len = if last { supervised } else { k_len };
+                let p_len = if i == 0 { 0 } else { prefix };
+                let p_start = if p_len == 0 { 0 } else { p_start };
+                sequences.push(Sequence {
+                    q_start: q_end,
+                    q_len,
+                    k_start: k_end,
+                    k_len,
+                    p_start,
+                    p_len,
+                });
+                limits.extend(k_len - q_len + 1..=k_len);
+                q_end += q_len;
+                k_end += k_len;
+            }
+            starts.push(u32::try_from(sequences.len()).unwrap());
+        }
+        let (q_rows, k_rows) = (q_end as usize, k_end as usize);
+        Self {
+            heads,
+            sequences,
+            groups: starts,
+            limits,
+            q: numbers(11, q_rows * heads.q_dim()).iter().map(|x| 2.0 * x).collect(),
+            k: numbers(12, k_rows * heads.kv_dim()).iter().map(|x| 2.0 * x).collect(),
+            v: numbers(13, k_rows * heads.kv_dim()),
+            dout: numbers(14, q_rows * heads.q_dim()),
+        }
+    }
+
+    fn rows(&self) -> (usize, usize) {
+        (self.q.len() / self.heads.q_dim(), self.k.len() / self.heads.kv_dim())
+    }
+
+    /// The group alone, its rows moved to the front.
+    fn only(&self, group: usize) -> (Self, std::ops::Range<usize>, std::ops::Range<usize>) {
+        let range = self.groups[group] as usize..self.groups[group + 1] as usize;
+        let mut sequences = self.sequences[range].to_vec();
+        let (q0, k0) = (sequences[0].q_start, sequences[0].k_start);
+        let last = sequences[sequences.len() - 1];
+        for s in &mut sequences {
+            s.q_start -= q0;
+            s.k_start -= k0;
+            s.p_start = s.p_start.saturating_sub(k0);
+        }
+        let q = q0 as usize..(last.q_start + last.q_len) as usize;
+        let k = k0 as usize..(last.k_start + last.k_len) as usize;
+        let cut = |x: &[f32], r: &std::ops::Range<usize>, width: usize| {
+            x[r.start * width..r.end * width].to_vec()
+        };
+        let (qd, kd) = (self.heads.q_dim(), self.heads.kv_dim());
+        let case = Self {
+            heads: self.heads,
+            groups: vec![0, u32::try_from(sequences.len()).unwrap()],
+            sequences,
+            limits: self.limits[q.clone()].to_vec(),
+            q: cut(&self.q, &q, qd),
+            k: cut(&self.k, &k, kd),
+            v: cut(&self.v, &k, kd),
+            dout: cut(&self.dout, &q, qd),
+        };
+        (case, q, k)
+    }
+}
+
+/// Runs both directions. `K` and `V` lie side by side in rows with a gap, and so do their gradients
+/// (`apart`: the gradients lie one after the other); all outputs begin as NaN.
+fn run<B: Attention + Backend<Act = f32>>(b: &B, case: &Case, apart: bool) -> Output {
+    let (heads, (q_rows, k_rows)) = (case.heads, case.rows());
+    let (qd, kd) = (heads.q_dim(), heads.kv_dim());
+    Sequence::check_all(&case.sequences, &case.groups, &case.limits, (q_rows, k_rows)).unwrap();
+    let (sequences, groups, limits) =
+        (upload(b, &case.sequences), upload(b, &case.groups), upload(b, &case.limits));
+    let routing = Routing {
+        sequences: &sequences,
+        num_sequences: case.sequences.len(),
+        groups: &groups,
+        num_groups: case.groups.len() - 1,
+        limits: &limits,
+    };
+    let stride = 2 * kd + 5;
+    let mut kv = vec![f32::NAN; k_rows * stride];
+    for row in 0..k_rows {
+        kv[row * stride..][..kd].copy_from_slice(&case.k[row * kd..][..kd]);
+        kv[row * stride + kd..][..kd].copy_from_slice(&case.v[row * kd..][..kd]);
+    }
+    let (q, kv, dout) = (upload(b, &case.q), upload(b, &kv), upload(b, &case.dout));
+    let mut out = upload(b, &vec![f32::NAN; q_rows * qd]);
+    let mut lse = upload(b, &vec![f32::NAN; q_rows * heads.heads]);
+    let (q, dout) = (Mat::new(&q, qd), Mat::new(&dout, qd));
+    let (k, v) = (Mat::at(&kv, 0, stride), Mat::at(&kv, kd, stride));
+    let to = MatMut::new(&mut out, qd);
+    b.attention_forward(Forward {
+        heads,
+        routing,
+        q,
+        k,
+        v,
+        out: to,
+        lse: &mut lse,
+        q_rows,
+        k_rows,
+    })
+    .unwrap();
+    let mut dq = upload(b, &vec![f32::NAN; q_rows * qd]);
+    let (dk_start, dv_start, dkv_stride) =
+        if apart { (k_rows * (kd + 1), 0, kd + 1) } else { (0, kd, stride) };
+    let len = k_rows * if apart { 2 * (kd + 1) } else { stride };
+    let mut dkv = upload(b, &vec![f32::NAN; len]);
+    let dq_to = MatMut::new(&mut dq, qd);
+    let grads = Grads { dq: dq_to, dkv: &mut dkv, dk_start, dv_start, dkv_stride };
+    let from = Mat::new(&out, qd);
+    let args =
+        Backward { heads, routing, q, k, v, out: from, lse: &lse, dout, grads, q_rows, k_rows };
+    b.attention_backward(args).unwrap();
+    let dkv = download(b, &dkv);
+    let pick = |start: usize| {
+        let rows = (0..k_rows).map(|row| &dkv[start + row * dkv_stride..][..kd]);
+        rows.flatten().copied().collect()
+    };
+    Output {
+        out: download(b, &out),
+        lse: download(b, &lse),
+        dq: download(b, &dq),
+        dk: pick(dk_start),
+        dv: pick(dv_start),
+    }
+}
+
+/// The same in `f64` arithmetic that a careful `f32` program would do: naive with every product and
+/// sum rounded. Its error is the yardstick of [`no_worse`].
+fn rounded_naive(case: &Case) -> Output {
+    let (h, e, per) =
+        (case.heads.heads, case.heads.head_dim, case.heads.heads / case.heads.kv_heads);
+    let (qd, kd) = (case.heads.q_dim(), case.heads.kv_dim());
+    let zeros = |x: &[f32]| vec![0.0f32; x.len()];
+    let (mut out, mut dq) = (zeros(&case.q), zeros(&case.q));
+    let (mut dk, mut dv) = (zeros(&case.k), zeros(&case.v));
+    let mut lse = vec![0.0f32; case.rows().0 * h];
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).fold(0.0f32, |s, (a, b)| s + a * b);
+    for s in &case.sequences {
+        for row in s.q_start as usize..(s.q_start + s.q_len) as usize {
+            let prefix = s.p_start..s.p_start + s.p_len;
+            let keys: Vec<usize> = prefix
+                .chain(s.k_start..s.k_start + case.limits[row])
+                .map(|key| key as usize)
+                .collect();
+            for head in 0..h {
+                let q_at = row * qd + head * e..row * qd + head * e + e;
+                let at = |key: usize| key * kd + head / per * e..key * kd + head / per * e + e;
+                let (q, d) = (&case.q[q_at.clone()], &case.dout[q_at.clone()]);
+                let scores: Vec<f32> =
+                    keys.iter().map(|k| dot(q, &case.k[at(*k)]) * case.heads.scale).collect();
+                let top = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                let total = scores.iter().fold(0.0f32, |s, x| s + (x - top).exp());
+                lse[row * h + head] = top + total.ln();
+                let p: Vec<f32> = scores.iter().map(|x| (x - top).exp() / total).collect();
+                let dp: Vec<f32> = keys.iter().map(|k| dot(d, &case.v[at(*k)])).collect();
+                let delta = dot(&p, &dp);
+                for (i, key) in keys.iter().enumerate() {
+                    let ds = p[i] * (dp[i] - delta) * case.heads.scale;
+                    for c in 0..e {
+                        out[q_at.start + c] += p[i] * case.v[at(*key).start + c];
+                        dq[q_at.start + c] += ds * case.k[at(*key).start + c];
+                        dk[at(*key).start + c] += ds * q[c];
+                        dv[at(*key).start + c] += p[i] * d[c];
+                    }
+                }
+            }
+        }
+    }
+    Output { out, lse, dq, dk, dv }
+}
+
+fn widen(x: &[f32]) -> Vec<f64> {
+    x.iter().map(|v| f64::from(*v)).collect()
+}
+
+/// Ours is at most twice (forward) or thrice (backward) as far from `f64` as plain `f32` loops are.
+fn judge(case: &Case, label: &str) {
+    let (truth, plain) = (run(&Naive, case, false), rounded_naive(case));
+    for apart in [false, true] {
+        let ours = run(&Cpu, case, apart);
+        let triples = ours.parts().into_iter().zip(plain.parts()).zip(truth.parts());
+        for (((what, ours), (_, plain)), (_, truth)) in triples {
+            let factor = if what == "out" || what == "lse" { 2.0 } else { 3.0 };
+            no_worse(&format!("{label} {what}"), factor, ours, plain, &widen(truth));
+        }
+    }
+}
+
+/// Lengths of 12 sequences as users draw them.
+fn popularity(kind: &str) -> Vec<(u32, u32)> {
+    (1u32..=12)
+        .map(|i| match kind {
+            "distinct" => 5 + 7 * i,
+            "uniform" => 1 + i * 7919 % 60,
+            "zipf" => (120 / i).max(1),
+            "identical" => 33,
+            _ => {
+                if i == 1 {
+                    150
+                } else {
+                    1
+                }
+            }
+        })
+        .map(|len| (len, 1 + len / 9))
+        .collect()
+}
+
+#[test]
+fn cpu_is_as_exact_as_plain_loops() {
+    for (h, g, e) in
+        [(9, 3, 64), (4, 4, 8), (2, 1, 16), (3, 3, 80), (2, 2, 96), (4, 1, 128), (2, 2, 5)]
+    {
+        for last in [false, true] {
+            let groups: &[Group<'_>] = &[
+                (0, &[(1, 1)]),
+                (70, &[(20, 3), (1, 1), (0, 0), (67, 5)]),
+                (0, &[(130, 2), (3, 3)]),
+            ];
+            judge(&Case::new(heads(h, g, e), groups, last), &format!("{h} {g} {e} {last}"));
+        }
+    }
+    for kind in ["distinct", "uniform", "zipf", "identical", "skewed"] {
+        let lens = popularity(kind);
+        let groups: Vec<Group<'_>> =
+            lens.chunks(3).enumerate().map(|(i, c)| (if i % 2 == 0 { 0 } else { 40 }, c)).collect();
+        judge(&Case::new(heads(6, 2, 16), &groups, false), kind);
+    }
+}
+
+#[test]
+fn long_sequences() {
+    judge(&Case::new(heads(1, 1, 8), &[(0, &[(1500, 1)])], false), "long");
+}
+
+#[test]
+fn a_group_does_not_see_its_neighbours_nor_the_threads() {
+    for last in [false, true] {
+        let groups: &[Group<'_>] = &[
+            (0, &[(40, 4)]),
+            (33, &[(20, 3), (17, 17), (70, 5)]),
+            (0, &[(50, 1), (1, 1)]),
+            (5, &[(0, 0), (9, 2)]),
+        ];
+        let case = Case::new(heads(6, 3, 16), groups, last);
+        let [one, two, four] = on_threads(|| run(&Cpu, &case, false));
+        for other in [&two, &four] {
+            for ((what, a), (_, b)) in one.parts().into_iter().zip(other.parts()) {
+                same_bits(what, a, b);
+            }
+        }
+        for group in 0..groups.len() {
+            let (alone, q, k) = case.only(group);
+            let alone = run(&Cpu, &alone, false);
+            for ((what, a), (_, b)) in one.parts().into_iter().zip(alone.parts()) {
+                let (range, width) = match what {
+                    "dk" | "dv" => (&k, case.heads.kv_dim()),
+                    "lse" => (&q, case.heads.heads),
+                    _ => (&q, case.heads.q_dim()),
+                };
+                same_bits(what, &a[range.start * width..range.end * width], b);
+            }
+            let mut poisoned = case.clone();
+            poisoned.k[k.start * case.heads.kv_dim()] = f32::NAN;
+            poisoned.v[k.start * case.heads.kv_dim() + 1] = f32::NAN;
+            let poisoned = run(&Cpu, &poisoned, false);
+            let mut nans = 0;
+            for ((what, a), (_, b)) in one.parts().into_iter().zip(poisoned.parts()) {
+                let (range, width) = match what {
+                    "dk" | "dv" => (&k, case.heads.kv_dim()),
+                    "lse" => (&q, case.heads.heads),
+                    _ => (&q, case.heads.q_dim()),
+                };
+                let (begin, end) = (range.start * width, range.end * width);
+                same_bits(what, &a[..begin], &b[..begin]);
+                same_bits(what, &a[end..], &b[end..]);
+                nans += b[begin..end].iter().filter(|x| x.is_nan()).count();
+            }
+            assert!(nans > 0, "the NaN of group {group} vanished");
+        }
+    }
+}
+
+#[test]
+fn rows_do_not_depend_on_which_queries_are_there() {
+    let groups: &[Group<'_>] = &[(21, &[(100, 7), (3, 1)])];
+    let all = Case::new(heads(6, 2, 16), groups, false);
+    let mut last = Case::new(heads(6, 2, 16), groups, true);
+    let qd = all.heads.q_dim();
+    let mut from = Vec::new();
+    for (a, b) in all.sequences.iter().zip(&last.sequences) {
+        from.extend((a.q_start + a.q_len - b.q_len..a.q_start + a.q_len).map(|r| r as usize));
+    }
+    last.q = from.iter().flat_map(|r| all.q[r * qd..][..qd].to_vec()).collect();
+    let (all, last) = (run(&Cpu, &all, false), run(&Cpu, &last, false));
+    for (i, row) in from.iter().enumerate() {
+        same_bits("out", &all.out[row * qd..][..qd], &last.out[i * qd..][..qd]);
+        same_bits("lse", &all.lse[row * 6..][..6], &last.lse[i * 6..][..6]);
+    }
+}
+
+#[test]
+fn decoding_equals_the_forward_of_the_whole_sequence() {
+    let whole = Case::new(heads(6, 2, 16), &[(0, &[(77, 1)]), (0, &[(130, 1)])], true);
+    // Row `i` of the decode form: one query against a cache; here the pack's own keys serve as cache.
+    let full = run(&Cpu, &whole, false);
+    let mut swapped = whole.clone();
+    swapped.sequences.swap(1, 3);
+    for (i, s) in swapped.sequences.iter_mut().enumerate() {
+        s.q_start = if i < 2 { 0 } else { 1 };
+    }
+    let qd = whole.heads.q_dim();
+    swapped.q = [&whole.q[qd..2 * qd], &whole.q[..qd]].concat();
+    swapped.limits = vec![130, 77];
+    let (rows, b) = (swapped.rows(), Cpu);
+    let (q, k, v) = (upload(&b, &swapped.q), upload(&b, &swapped.k), upload(&b, &swapped.v));
+    let (sequences, groups, limits) =
+        (upload(&b, &swapped.sequences), upload(&b, &swapped.groups), upload(&b, &swapped.limits));
+    let (mut out, mut lse) = (upload(&b, &vec![f32::NAN; 2 * qd]), upload(&b, &[f32::NAN; 12]));
+    b.attention_forward(Forward {
+        heads: swapped.heads,
+        routing: Routing {
+            sequences: &sequences,
+            num_sequences: 4,
+            groups: &groups,
+            num_groups: 2,
+            limits: &limits,
+        },
+        q: Mat::new(&q, qd),
+        k: Mat::new(&k, swapped.heads.kv_dim()),
+        v: Mat::new(&v, swapped.heads.kv_dim()),
+        out: MatMut::new(&mut out, qd),
+        lse: &mut lse,
+        q_rows: rows.0,
+        k_rows: rows.1,
+    })
+    .unwrap();
+    same_bits("first", &out[..qd], &full.out[qd..]);
+    same_bits("second", &out[qd..], &full.out[..qd]);
+}
+
+#[test]
+fn a_shared_prefix_gives_the_gradients_of_the_unshared_sequences() {
+    let heads = heads(6, 2, 16);
+    let (prefix, own) = (37usize, [(20u32, 0u32), (5, 0), (44, 0)]);
+    let mut shared = Case::new(heads, &[(37, &own)], false);
+    // Only the own rows are supervised: in the unshared form each has its own copy of the prefix rows.
+    shared.dout[..prefix * heads.q_dim()].fill(0.0);
+    let lens: Vec<(u32, u32)> = own.iter().map(|(len, _)| (37 + len, 0)).collect();
+    let mut apart = Case::new(heads, &[(0, &lens)], false);
+    let (qd, kd) = (heads.q_dim(), heads.kv_dim());
+    let mut rows = Vec::new();
+    let mut start = prefix;
+    for (len, _) in own {
+        rows.extend(0..prefix);
+        rows.extend(start..start + len as usize);
+        start += len as usize;
+    }
+    let take = |x: &[f32], w: usize| -> Vec<f32> {
+        rows.iter().flat_map(|r| x[r * w..][..w].to_vec()).collect()
+    };
+    apart.q = take(&shared.q, qd);
+    apart.k = take(&shared.k, kd);
+    apart.v = take(&shared.v, kd);
+    apart.dout = take(&shared.dout, qd);
+    let (a, b, truth) =
+        (run(&Cpu, &shared, false), run(&Cpu, &apart, false), run(&Naive, &shared, false));
+    for (what, x, y, exact, w) in [
+        ("dq", &a.dq, &b.dq, &truth.dq, qd),
+        ("dk", &a.dk, &b.dk, &truth.dk, kd),
+        ("dv", &a.dv, &b.dv, &truth.dv, kd),
+    ] {
+        let mut sum = vec![0.0f32; x.len()];
+        for (i, r) in rows.iter().enumerate() {
+            for c in 0..w {
+                sum[r * w + c] += y[i * w + c];
+            }
+        }
+        no_worse(what, 2.0, x, &sum, &widen(exact));
+        no_worse(what, 2.0, &sum, x, &widen(exact));
+    }
+}
+
+/// `Σ dO · O` in `f64` as a function of `Q`, `K`, `V` one after the other.
+fn objective(case: &Case, x: &[f64]) -> f64 {
+    let (qd, kd, e) = (case.heads.q_dim(), case.heads.kv_dim(), case.heads.head_dim);
+    let per = case.heads.heads / case.heads.kv_heads;
+    let (q, rest) = x.split_at(case.q.len());
+    let (k, v) = rest.split_at(case.k.len());
+    let mut sum = 0.0;
+    for s in &case.sequences {
+        for row in s.q_start as usize..(s.q_start + s.q_len) as usize {
+            for head in 0..case.heads.heads {
+                let prefix = s.p_start..s.p_start + s.p_len;
+                let keys = prefix.chain(s.k_start..s.k_start + case.limits[row]);
+                let (mut total, mut value) = (0.0, 0.0);
+                for key in keys {
+                    let at = |c: usize| key as usize * kd + head / per * e + c;
+                    let q_at = row * qd + head * e;
+                    let score: f64 = (0..e).map(|c| q[q_at + c] * k[at(c)]).sum();
+                    let p = (f64::from(case.heads.scale) * score).exp();
+                    total += p;
+                    value +=
+                        p * (0..e).map(|c| f64::from(case.dout[q_at + c]) * v[at(c)]).sum::<f64>();
+                }
+                sum += value / total;
+            }
+        }
+    }
+    sum
+}
+
+#[test]
+fn naive_gradient_agrees_with_differences() {
+    let case = Case::new(heads(4, 2, 3), &[(2, &[(3, 1), (1, 1)]), (0, &[(4, 2)])], false);
+    let out = run(&Naive, &case, false);
+    let gradient = [out.dq.as_slice(), &out.dk, &out.dv].concat();
+    let x = [case.q.as_slice(), &case.k, &case.v].concat();
+    differences("attention", &gradient, &x, |x| objective(&case, x));
+}
+
+#[test]
+fn candle_agrees() {
+    let (len, h, g, e) = (50usize, 6usize, 2usize, 16usize);
+    let case = Case::new(heads(h, g, e), &[(0, &[(50, 1)])], false);
+    let dev = Device::Cpu;
+    let tensor = |x: &[f32], n: usize| {
+        let t = Tensor::new(x, &dev).unwrap().to_dtype(DType::F64).unwrap();
+        t.reshape((len, n, e)).unwrap().transpose(0, 1).unwrap().contiguous().unwrap()
+    };
+    let var = |x: &[f32], n: usize| Var::from_tensor(&tensor(x, n)).unwrap();
+    let (q, k, v) = (var(&case.q, h), var(&case.k, g), var(&case.v, g));
+    let repeat = |x: &Var| {
+        let x = x.unsqueeze(1).unwrap().broadcast_as((g, h / g, len, e)).unwrap();
+        x.contiguous().unwrap().reshape((h, len, e)).unwrap()
+    };
+    let mask: Vec<f64> =
+        (0..len * len).map(|i| if i % len > i / len { f64::NEG_INFINITY } else { 0.0 }).collect();
+    let mask = Tensor::from_vec(mask, (len, len), &dev).unwrap();
+    let scores = q.matmul(&repeat(&k).t().unwrap()).unwrap();
+    let scores = (scores * f64::from(case.heads.scale)).unwrap().broadcast_add(&mask).unwrap();
+    // Not `softmax_last_dim`: it drops the gradient without a word.
+    let p = candle_nn::ops::softmax(&scores, D::Minus1).unwrap();
+    let out = p.matmul(&repeat(&v)).unwrap();
+    let loss = (&out * tensor(&case.dout, h)).unwrap().sum_all().unwrap();
+    let grads = loss.backward().unwrap();
+    let flat = |t: &Tensor| {
+        let t = t.transpose(0, 1).unwrap().flatten_all().unwrap();
+        t.to_vec1::<f64>().unwrap()
+    };
+    let (ours, plain) = (run(&Cpu, &case, false), rounded_naive(&case));
+    no_worse("out", 2.0, &ours.out, &plain.out, &flat(&out));
+    no_worse("dq", 3.0, &ours.dq, &plain.dq, &flat(grads.get(&q).unwrap()));
+    no_worse("dk", 3.0, &ours.dk, &plain.dk, &flat(grads.get(&k).unwrap()));
+    no_worse("dv", 3.0, &ours.dv, &plain.dv, &flat(grads.get(&v).unwrap()));
+}
+
+#[test]
+fn routing_out_of_order_or_outside_is_refused() {
+    let good = Case::new(heads(2, 1, 4), &[(3, &[(4, 1), (2, 1)])], false);
+    let check = |case: &Case, wrong: &dyn Fn(&mut Vec<Sequence>)| {
+        let mut sequences = case.sequences.clone();
+        wrong(&mut sequences);
+        Sequence::check_all(&sequences, &case.groups, &case.limits, case.rows())
+    };
+    assert!(check(&good, &|_| {}).is_ok());
+    assert!(matches!(check(&good, &|s| s[1].q_start += 9), Err(Error::Routing { .. })));
+    assert!(matches!(check(&good, &|s| s[1].p_start = 20), Err(Error::Routing { .. })));
+    assert!(matches!(check(&good, &|s| s[2].k_len = 1), Err(Error::Routing { .. })));
+    assert!(matches!(check(&good, &|s| s.swap(1, 2)), Err(Error::Routing { .. })));
+    let mut blind = good.clone();
+    blind.limits[0] = 0;
+    assert!(matches!(check(&blind, &|_| {}), Err(Error::Routing { .. })));
+}
