@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(spec().scale(), 2.0);
         assert_eq!(AdapterSpec { lora_rank: 16, rslora: true, ..spec() }.scale(), 4.0);
         // np.float32(16 / np.sqrt(8))
-        assert_eq!(AdapterSpec { rslora: true, ..spec() }.scale(), 5.656_854_2);
+        assert_eq!(AdapterSpec { rslora: true, ..spec() }.scale(), 5.656_854);
         assert_eq!(AdapterSpec { lora_rank: 3, alpha: 1.0, ..spec() }.scale(), 1.0f32 / 3.0);
     }
 

@@ -309,7 +309,7 @@ mod tests {
         let sites = SiteList::new(vec![site(Target::Q, 4), site(Target::V, 2)]).unwrap();
         let targets = sites.targets();
         let spec = AdapterSpec { lora_rank: 2, alpha: 0.1, rslora: true, dropout: 0.05, targets };
-        let params = (0..26u8).map(|i| f32::from(i) - 12.5).collect();
+        let params = (0..24u8).map(|i| f32::from(i) - 12.5).collect();
         let (base_hash, config_hash) = ("b\"\\".to_owned(), "c".to_owned());
         let provenance = Provenance { base_hash, config_hash, steps: 7, final_loss: Some(0.1) };
         Adapter { key: UserId::new("u").key(), spec, sites, params, provenance }
@@ -324,7 +324,7 @@ mod tests {
         let name = "base_model.model.model.layers.0.self_attn.v_proj.lora_B.weight";
         let b = file.tensor(name).unwrap();
         assert_eq!((b.dtype(), b.shape()), (Dtype::F32, [2, 2].as_slice()));
-        let expected: Vec<u8> = a.params[22..].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let expected: Vec<u8> = a.params[20..].iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!(b.data(), expected);
         assert_eq!(payload.len() % 4, 0);
         // Another user's payload is refused even though every byte is sound.

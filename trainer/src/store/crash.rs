@@ -39,6 +39,13 @@ pub enum Bytes {
     Torn,
     /// The length, but zeros for the bytes.
     Zeros,
+    /// The length and the last write; zeros for those before: the disk does not keep order.
+    Reordered,
+}
+
+impl Bytes {
+    /// Every one of them.
+    pub const EACH: [Self; 5] = [Self::Synced, Self::All, Self::Torn, Self::Zeros, Self::Reordered];
 }
 
 #[derive(Debug, Default, Clone)]
@@ -118,16 +125,19 @@ impl CrashFs {
         new.dirs.clone_from(&old.dirs);
         let surviving = if names == Names::All { &old.live } else { &old.durable };
         for (path, &inode) in surviving {
-            let Inode { live, durable, .. } = &old.inodes[inode];
+            let Inode { live, durable, dirty } = &old.inodes[inode];
             let mut content = match bytes {
                 Bytes::All => live.clone(),
-                Bytes::Synced | Bytes::Torn | Bytes::Zeros => durable.clone(),
+                _ => durable.clone(),
             };
             if let (Bytes::Torn, Some(tail)) = (bytes, live.get(durable.len()..)) {
                 content.extend_from_slice(&tail[..tail.len() / 2]);
             }
-            if bytes == Bytes::Zeros {
+            if matches!(bytes, Bytes::Zeros | Bytes::Reordered) {
                 content.resize(live.len(), 0);
+            }
+            if let (Bytes::Reordered, Some(last)) = (bytes, dirty.last()) {
+                content[last.clone()].copy_from_slice(&live[last.clone()]);
             }
             let number = new.inodes.len();
             new.inodes.push(Inode { durable: content.clone(), live: content, dirty: vec![] });
@@ -335,6 +345,8 @@ mod tests {
         assert_eq!(after(Bytes::All), b"123456");
         assert_eq!(after(Bytes::Torn), b"1234");
         assert_eq!(after(Bytes::Zeros), b"12\0\0\0\0");
+        file.write(b"78").unwrap();
+        assert_eq!(after(Bytes::Reordered), b"12\0\0\0\x0078");
     }
 
     #[test]
@@ -363,7 +375,7 @@ mod tests {
             fs.set_fault(Fault::StopAt(k));
             let done = write_atomic_in(&fs, &path, b"newer").is_ok();
             for names in [Names::Synced, Names::All] {
-                for bytes in [Bytes::Synced, Bytes::All, Bytes::Torn, Bytes::Zeros] {
+                for bytes in Bytes::EACH {
                     let found = fs.crash(names, bytes).read(&path).unwrap();
                     assert!(found == b"newer" || (found == b"old" && !done), "{k} {found:?}");
                 }

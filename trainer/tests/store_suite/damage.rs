@@ -95,12 +95,7 @@ fn every_flipped_byte_without_an_index() {
     let path = dir().join("rank-0000/seg-000001.myr");
     fs.remove(&dir().join("rank-0000/index.myr")).unwrap();
     let bytes = read(&fs, &path);
-    let last = fs
-        .files()
-        .into_keys()
-        .filter(|p| p.to_string_lossy().contains("seg-"))
-        .next_back()
-        .unwrap();
+    let last = fs.files().into_keys().rfind(|p| p.to_string_lossy().contains("seg-")).unwrap();
     assert_ne!(last, path, "two segments");
     for at in 0..bytes.len() {
         let mut bad = bytes.clone();

@@ -7,6 +7,15 @@ use trainer::store::peft::{ExportOptions, Imported, Naming, export, import};
 const WEIGHTS: &str = "adapter_model.safetensors";
 const CONFIG: &str = "adapter_config.json";
 
+/// Writes a file as another program would.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what stands in for PEFT's own writing needs no sync"
+)]
+fn put<P: AsRef<Path>, B: AsRef<[u8]>>(path: P, bytes: B) -> std::io::Result<()> {
+    std::fs::write(path, bytes)
+}
+
 /// All products of a small base.
 fn available(targets: &[Target], num_layers: u32) -> Vec<SiteSpec> {
     let one = |layer, target: Target| {
@@ -136,7 +145,7 @@ fn half_precision_and_adapter_names_in_keys() {
     let all = available(&LLAMA, 1);
     let (_t, folder, _, adapter) = exported(all.clone(), 1);
     let named = |k: String| Some(k.replace(".weight", ".default.weight"));
-    let write = |bytes: Vec<u8>| std::fs::write(folder.join(WEIGHTS), bytes).unwrap();
+    let write = |bytes: Vec<u8>| put(folder.join(WEIGHTS), bytes).unwrap();
     write(weights(&adapter, "F32", &named));
     assert_eq!(import(&folder, &all).unwrap(), adapter);
     write(weights(&adapter, "F16", &|k| Some(k)));
@@ -154,7 +163,7 @@ fn what_peft_accepts_quietly_is_refused() {
     let all = available(&LLAMA, 2);
     let (_t, folder, _, adapter) = exported(all.clone(), 2);
     let refused = |bytes: Vec<u8>, why: &str| {
-        std::fs::write(folder.join(WEIGHTS), bytes).unwrap();
+        put(folder.join(WEIGHTS), bytes).unwrap();
         let error = import(&folder, &all).unwrap_err().to_string();
         assert!(error.contains(why), "expected {why:?}: {error}");
     };
@@ -168,9 +177,9 @@ fn what_peft_accepts_quietly_is_refused() {
     nan.params[5] = f32::NAN;
     refused(weights(&nan, "F32", &|k| Some(k)), "not finite");
     // More layers in the file than the config names.
-    std::fs::write(folder.join(WEIGHTS), weights(&adapter, "F32", &|k| Some(k))).unwrap();
+    put(folder.join(WEIGHTS), weights(&adapter, "F32", &|k| Some(k))).unwrap();
     let config = std::fs::read_to_string(folder.join(CONFIG)).unwrap();
-    let write = |text: &str| std::fs::write(folder.join(CONFIG), text).unwrap();
+    let write = |text: &str| put(folder.join(CONFIG), text).unwrap();
     write(&config.replace("\"layers_to_transform\": null", "\"layers_to_transform\": [0]"));
     let error = import(&folder, &all).unwrap_err().to_string();
     assert!(error.contains("more than") || error.contains("does not name"), "{error}");
@@ -182,7 +191,7 @@ fn what_peft_accepts_quietly_is_refused() {
     wider[0].in_dim = 8;
     assert!(import(&folder, &wider).unwrap_err().to_string().contains("has shape"));
     std::fs::remove_file(folder.join(WEIGHTS)).unwrap();
-    std::fs::write(folder.join("adapter_model.bin"), b"x").unwrap();
+    put(folder.join("adapter_model.bin"), b"x").unwrap();
     assert!(import(&folder, &all).unwrap_err().to_string().contains("never opened"));
 }
 
@@ -193,7 +202,7 @@ fn configs_that_are_not_a_plain_lora() {
     let with = |name: &str, value: Value| {
         let mut changed = config.clone();
         changed[name] = value;
-        std::fs::write(folder.join(CONFIG), changed.to_string()).unwrap();
+        put(folder.join(CONFIG), changed.to_string()).unwrap();
         import(&folder, &all).map_err(|e| e.to_string())
     };
     for (name, value) in [
@@ -270,14 +279,91 @@ fn hostile_bytes() {
                     _ => bad[at] = next(256).try_into().unwrap(),
                 }
             }
-            std::fs::write(&path, &bad).unwrap();
+            put(&path, &bad).unwrap();
             match import(&folder, &all) {
                 Ok(read) => assert!(read.params.iter().all(|v| v.is_finite())),
                 Err(_) => refusals += 1,
             }
         }
-        std::fs::write(&path, &bytes).unwrap();
+        put(&path, &bytes).unwrap();
     }
     assert!(refusals > 1000, "{refusals}");
     assert_eq!(import(&folder, &all).unwrap(), adapter);
+}
+
+/// The products of the tiny bases of `fixtures/with_peft.py`.
+fn tiny(family: &str) -> Vec<SiteSpec> {
+    let site = |target, in_dim, out_dim| move |layer| SiteSpec { layer, target, in_dim, out_dim };
+    let block: Vec<Box<dyn Fn(u32) -> SiteSpec>> = if family == "llama" {
+        vec![
+            Box::new(site(Target::Q, 8, 8)),
+            Box::new(site(Target::K, 8, 4)),
+            Box::new(site(Target::V, 8, 4)),
+            Box::new(site(Target::O, 8, 8)),
+            Box::new(site(Target::Gate, 8, 16)),
+            Box::new(site(Target::Up, 8, 16)),
+            Box::new(site(Target::Down, 16, 8)),
+        ]
+    } else {
+        vec![
+            Box::new(site(Target::CAttn, 8, 24)),
+            Box::new(site(Target::AttnCProj, 8, 8)),
+            Box::new(site(Target::CFc, 8, 32)),
+            Box::new(site(Target::MlpCProj, 32, 8)),
+        ]
+    };
+    (0..2).flat_map(|layer| block.iter().map(move |site| site(layer))).collect()
+}
+
+/// Folders written by PEFT 0.21.2 itself (`fixtures/with_peft.py make`).
+#[test]
+fn folders_of_the_real_peft() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/store_suite/fixtures");
+    for (family, targets, rslora) in [
+        ("llama", vec![Target::Q, Target::V, Target::Down], true),
+        ("gpt2", vec![Target::CAttn, Target::AttnCProj, Target::MlpCProj], false),
+    ] {
+        let read = import(&fixtures.join(format!("peft_{family}")), &tiny(family)).unwrap();
+        let expected = AdapterSpec { lora_rank: 2, alpha: 3.0, rslora, dropout: 0.05, targets };
+        assert_eq!(read.spec, expected);
+        // The script numbers the values over the keys in sorted order.
+        let mut tensors: Vec<_> =
+            read.sites.tensors(2).map(|(s, half, range)| (s.peft_key(half), range)).collect();
+        tensors.sort_by(|a, b| a.0.cmp(&b.0));
+        let values = tensors.into_iter().flat_map(|(_, range)| read.params[range].to_vec());
+        let numbers = (0u8..97).cycle().take(read.params.len()).map(f32::from);
+        assert_eq!(values.collect::<Vec<_>>(), numbers.collect::<Vec<_>>());
+    }
+}
+
+/// Leaves exports of both families where `fixtures/with_peft.py check` finds them.
+#[test]
+fn for_the_script() {
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("peft_export");
+    let _ = std::fs::remove_dir_all(&root);
+    for family in ["llama", "gpt2"] {
+        let sites = SiteList::new(tiny(family)).unwrap();
+        let targets = sites.targets();
+        let spec = AdapterSpec { lora_rank: 2, alpha: 1.5, rslora: true, dropout: 0.05, targets };
+        let len = u16::try_from(sites.params(2)).unwrap();
+        let params: Vec<f32> = (0..len).map(|i| f32::from(i % 13) * 0.05 - 0.3).collect();
+        let (base_hash, config_hash) = ("b".to_owned(), "c".to_owned());
+        let provenance = Provenance { base_hash, config_hash, steps: 1, final_loss: Some(0.25) };
+        let adapter =
+            AdapterRef { spec: &spec, sites: &sites, params: &params, provenance: &provenance };
+        let store = root.join(format!("{family}-store"));
+        let user = UserId::new("../u");
+        let mut w = Writer::open(&store, 0).unwrap();
+        w.commit(Commit { user: &user, generation: 1, outcome: Outcome::Adapter(adapter) })
+            .unwrap();
+        let options = ExportOptions {
+            base_name_or_path: "tiny".into(),
+            num_layers: 2,
+            naming: Naming::Ordinal,
+        };
+        let list =
+            export(&Store::open(&store).unwrap(), None, &root.join(family), &options).unwrap();
+        let read = import(&root.join(family).join(&list[0].folder), &tiny(family)).unwrap();
+        assert_eq!(read, Imported { spec, sites, params });
+    }
 }
