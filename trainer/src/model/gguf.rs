@@ -1,6 +1,6 @@
 //! GGUF files of the `llama` architecture, dequantised by candle-core.
 //!
-//! Owns llama.cpp's names and its order of the rows of q and k. [`super::gguf_header`] checks the file first; candle runs
+//! Owns llama.cpp's names and its order of the rows of q and k. `gguf_header` checks the file first; candle runs
 //! under `catch_unwind` all the same. Start reading at [`Gguf::open`].
 
 use super::error::{Error, Result};

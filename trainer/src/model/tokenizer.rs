@@ -138,7 +138,9 @@ fn from_gguf(path: &Path, content: &Content) -> Result<(tokenizers::Tokenizer, [
     match metadata.text("tokenizer.ggml.model")? {
         "gpt2" => {}
         other => {
-            return Err(metadata.bad("tokenizer.ggml.model", &format!("{other:?}; supported: gpt2")));
+            return Err(
+                metadata.bad("tokenizer.ggml.model", &format!("{other:?}; supported: gpt2"))
+            );
         }
     }
     let pre = metadata.text("tokenizer.ggml.pre")?;

@@ -10,7 +10,7 @@ use super::spec::{BaseSpec, TensorSpec};
 use std::path::{Path, PathBuf};
 
 /// A base in a foreign format, checked and ready to be read tensor by tensor.
-pub trait WeightSource: std::fmt::Debug {
+pub trait WeightSource: std::fmt::Debug + Send + Sync {
     /// What the base is.
     fn spec(&self) -> &BaseSpec;
 
