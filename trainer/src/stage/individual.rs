@@ -98,7 +98,7 @@ impl Flight {
                     engine.load(slot, &adapter)?;
                     self.seats[slot.0 as usize] = Some(trainee);
                 }
-                Err(reason) => watch.left(Outcome::quarantined(user, reason))?,
+                Err(reason) => watch.left(Outcome::quarantined(user, 0, reason))?,
             }
         }
         Ok(())
@@ -165,8 +165,8 @@ impl Flight {
         let slot = Slot(u32::try_from(seat).unwrap_or(u32::MAX));
         let Some(trainee) = &mut self.seats[seat] else { return Ok(()) };
         if let Some(reason) = trainee.failure() {
-            let user = trainee.user().clone();
-            self.leave(engine, slot, Outcome::quarantined(user, reason), watch)?;
+            let outcome = Outcome::quarantined(trainee.user().clone(), trainee.steps(), reason);
+            self.leave(engine, slot, outcome, watch)?;
             return Ok(());
         }
         if trainee.wants_held_out_check() {

@@ -22,6 +22,8 @@ pub struct Job {
     pub examples: Vec<Example>,
     /// The adapter's shape.
     pub lora: AdapterSpec,
+    /// Why it cannot be trained, when its data say so already.
+    pub unusable: Option<String>,
     /// How it is trained.
     pub recipe: Recipe,
     /// The run's seed.
@@ -52,6 +54,8 @@ pub enum Outcome {
     Quarantined {
         /// The user.
         user: UserId,
+        /// Steps made before.
+        steps: u32,
         /// Why, in one line.
         reason: String,
     },
@@ -59,8 +63,8 @@ pub enum Outcome {
 
 impl Outcome {
     /// A user put aside.
-    pub fn quarantined(user: UserId, reason: String) -> Self {
-        Self::Quarantined { user, reason }
+    pub fn quarantined(user: UserId, steps: u32, reason: String) -> Self {
+        Self::Quarantined { user, steps, reason }
     }
 }
 
@@ -116,6 +120,9 @@ impl Trainee {
     /// # Errors
     /// No example, or a shape the sites do not have.
     pub fn new(job: Job, sites: &SiteList, rules: PackRules) -> std::result::Result<(Self, Vec<f32>), String> {
+        if let Some(reason) = job.unusable {
+            return Err(reason);
+        }
         if job.examples.is_empty() {
             return Err("its history has no usable item".into());
         }
@@ -171,6 +178,11 @@ impl Trainee {
     /// Optimiser steps in all, without early stopping.
     pub fn total_steps(&self) -> u32 {
         self.total_steps
+    }
+
+    /// Learning rate of the last finished step.
+    pub fn last_rate(&self) -> f32 {
+        super::recipe::update(&self.job.recipe, self.steps.saturating_sub(1), self.total_steps).learning_rate
     }
 
     fn start_epoch(&mut self) {
@@ -320,7 +332,7 @@ impl Trainee {
         let held_out_loss = best.as_ref().map(|b| b.loss);
         let (params, steps) = best.map_or((params, self.steps), |b| (b.params, b.steps));
         if params.iter().any(|p| !p.is_finite()) {
-            return Outcome::quarantined(self.job.user.clone(), "its adapter is not finite".into());
+            return Outcome::quarantined(self.job.user.clone(), self.steps, "its adapter is not finite".into());
         }
         Outcome::Trained {
             user: self.job.user.clone(),

@@ -191,6 +191,7 @@ impl Case {
             examples: examples.to_vec(),
             lora: self.lora.clone(),
             recipe: recipe.clone(),
+            unusable: None,
             seed: 1,
             start: Some(self.adapter.clone()),
         };
@@ -211,7 +212,7 @@ impl Watch for Kept {
         match outcome {
             Outcome::Trained { user, params, .. } if user.as_str() == "golden" => self.0 = params,
             Outcome::Trained { .. } => {}
-            Outcome::Quarantined { user, reason } => panic!("{user}: {reason}"),
+            Outcome::Quarantined { user, reason, .. } => panic!("{user}: {reason}"),
         }
         Ok(())
     }

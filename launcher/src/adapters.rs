@@ -1,0 +1,144 @@
+//! What can be done with the adapters of a run folder: export, import, verify, forget.
+
+use crate::cli::{ExportArgs, FolderArgs, ForgetArgs, ImportArgs};
+use crate::env::Env;
+use crate::exit::{Exit, Fails};
+use crate::watch::{print, say};
+use anyhow::Context;
+use kernels::Cpu;
+use std::path::Path;
+use trainer::config::{Config, Document};
+use trainer::ids::{UserId, UserKey};
+use trainer::lora::{SiteList, Target};
+use trainer::model::cache::MappedBase;
+use trainer::store::{AdapterRef, Commit, Manifest, Outcome, Provenance, Store, Writer};
+use trainer::store::peft::{ExportOptions, Naming};
+
+const NO_RUN: &str = "give the folder of a run, the one its last line names";
+
+/// The config a run folder was made with.
+fn config(run: &Path, env: &Env) -> anyhow::Result<Config> {
+    let document = Document::read(&run.join("config.toml")).input(NO_RUN)?;
+    document.resolve(&env.variables()).input(NO_RUN)
+}
+
+/// The frozen base of a run: the merged one where there was a population stage.
+fn base(run: &Path, config: &Config, env: &Env) -> anyhow::Result<MappedBase> {
+    let cache = config.base.cache_dir.clone().unwrap_or_else(|| env.cache.join("prepared"));
+    let source = trainer::model::weights::open(&config.base.path).input("the run's base is gone")?;
+    let base = MappedBase::load(&Cpu, source.as_ref(), &cache)?;
+    let overlay = run.join("population/merged.myriad");
+    Ok(if overlay.exists() { base.with_overlay(&overlay)? } else { base })
+}
+
+pub(crate) fn export(args: &ExportArgs, env: &Env) -> anyhow::Result<Exit> {
+    let config = config(&args.run, env)?;
+    let store = Store::open(&args.run.join("store")).input(NO_RUN)?;
+    let keys: Vec<UserKey> = args.users.iter().map(|u| UserId::new(u).key()).collect();
+    let base = base(&args.run, &config, env)?;
+    let options = ExportOptions {
+        base_name_or_path: args.base_name.clone().unwrap_or_else(|| config.base.path.display().to_string()),
+        num_layers: u32::try_from(base.spec().layers)?,
+        naming: Naming::Key,
+    };
+    let users = (!keys.is_empty()).then_some(keys.as_slice());
+    let exported = trainer::store::peft::export(&store, users, &args.out, &options).input("users must be trained, the folder must not exist")?;
+    if config.population.enabled {
+        say("these adapters belong to the base with the population adapter merged in; the run's population/ has it");
+    }
+    print(&format!("{} adapters in {}, users in users.json", exported.len(), args.out.display()));
+    Ok(Exit::Done)
+}
+
+pub(crate) fn import(args: &ImportArgs, env: &Env) -> anyhow::Result<Exit> {
+    let config = config(&args.run, env)?;
+    let base = base(&args.run, &config, env)?;
+    let family = base.spec().family;
+    let targets: Vec<Target> = Target::ALL.into_iter().filter(|t| t.family() == family).collect();
+    let all = SiteList::of_base(base.spec(), &targets)?;
+    let available: Vec<_> = all.entries().iter().map(|e| e.spec).collect();
+    let imported = trainer::store::peft::import(&args.adapter, &available).input("the adapter must be plain LoRA for this base")?;
+    let ours = Target::parse_all(&config.individual.training.targets)?;
+    if imported.spec.targets != ours {
+        return Err(anyhow::anyhow!("the adapter adapts {:?}, this run adapts {ours:?}", imported.spec.targets))
+            .input("adapters of one run share their targets");
+    }
+    let user = UserId::new(&args.user);
+    let folder = args.run.join("store");
+    let generation = Store::open(&folder).input(NO_RUN)?.next_generation(&user.key());
+    let provenance = Provenance { base_hash: base.hash().to_string(), config_hash: "imported".to_owned(), steps: 0, final_loss: None };
+    let adapter = AdapterRef { spec: &imported.spec, sites: &imported.sites, params: &imported.params, provenance: &provenance };
+    let mut writer = Writer::open(&folder, 0).input("another process is writing this run")?;
+    writer.commit(Commit { user: &user, generation, outcome: Outcome::Adapter(adapter) })?;
+    writer.close()?;
+    print(&format!("user {user}: imported, LoRA rank {}", imported.spec.lora_rank));
+    Ok(Exit::Done)
+}
+
+pub(crate) fn verify(args: &FolderArgs, env: &Env) -> anyhow::Result<Exit> {
+    let config = config(&args.run, env)?;
+    let manifest = Manifest::load(&args.run).input(NO_RUN)?.context("no manifest.json").input(NO_RUN)?;
+    let report = trainer::store::verify(&args.run.join("store")).input(NO_RUN)?;
+    report.notes.iter().for_each(|note| say(note));
+    let mut problems: Vec<String> = report
+        .problems
+        .iter()
+        .map(|p| format!("{} at byte {}{}: {}", p.path.display(), p.offset, p.user.map_or_else(String::new, |u| format!(", user key {u:?}")), p.what))
+        .collect();
+    match base(&args.run, &config, env).and_then(|b| Ok(b.verify().map(|()| b)?)) {
+        Ok(base) => {
+            let expected = manifest.merged_hash.as_ref().unwrap_or(&manifest.base_hash);
+            if base.hash().to_string() != *expected {
+                problems.push(format!("the base's hash is {}, the manifest says {expected}", base.hash()));
+            }
+        }
+        Err(error) => problems.push(format!("{error:#}")),
+    }
+    problems.iter().for_each(|p| say(p));
+    print(&format!(
+        "{} adapters, {} users put aside, {} forgotten, {} records, {:.1} MB read, {} problems",
+        report.num_done,
+        report.num_quarantined,
+        report.num_forgotten,
+        report.num_records,
+        crate::plan::gigabytes(usize::try_from(report.num_bytes)?) * 1e3,
+        problems.len()
+    ));
+    Ok(if problems.is_empty() { Exit::Done } else { Exit::Verification })
+}
+
+pub(crate) fn forget(args: &ForgetArgs) -> anyhow::Result<Exit> {
+    let user = UserId::new(&args.user);
+    let forgotten = trainer::store::forget(&args.run.join("store"), &user.key()).input("the user must be in the run's store")?;
+    let removed = forget_text(&args.run, &user)?;
+    print(&format!(
+        "user {user}: {} bytes of adapters in {} ranks and {removed} lines of predictions and events removed",
+        forgotten.bytes, forgotten.num_ranks
+    ));
+    say("a population adapter trained on this user's data is not covered; exports are not either");
+    Ok(Exit::Done)
+}
+
+/// Takes the user's lines out of predictions and events.
+fn forget_text(run: &Path, user: &UserId) -> anyhow::Result<usize> {
+    let mut removed = 0;
+    for folder in ["predictions", "events"] {
+        let Ok(entries) = std::fs::read_dir(run.join(folder)) else { continue };
+        for entry in entries {
+            let path = entry?.path();
+            let text = std::fs::read_to_string(&path)?;
+            let mine = |line: &&str| {
+                let value: Option<serde_json::Value> = serde_json::from_str(line).ok();
+                value.is_some_and(|v| v.get("user").and_then(|u| u.as_str()) == Some(user.as_str()))
+            };
+            let kept: Vec<&str> = text.lines().filter(|line| !mine(line)).collect();
+            let lines = text.lines().count();
+            if kept.len() < lines {
+                removed += lines - kept.len();
+                let text: String = kept.iter().flat_map(|l| [*l, "\n"]).collect();
+                trainer::store::write_atomic(&path, text.as_bytes())?;
+            }
+        }
+    }
+    Ok(removed)
+}

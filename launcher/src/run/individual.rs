@@ -1,0 +1,203 @@
+//! The individual stage of a run: users over ranks, adapters into the store.
+
+use super::Run;
+use crate::exit::Fails;
+use crate::plan::{Bounds, choose};
+use crate::watch::Progress;
+use std::collections::BTreeMap;
+use std::time::Instant;
+use trainer::ids::{Step, UserId, UserKey};
+use trainer::lora::SiteList;
+use trainer::model::cache::MappedBase;
+use trainer::report::{Event, EventSink, Progress as Standing, Stage};
+use trainer::shard::{CostModel, plan};
+use trainer::stage::engine::Engine;
+use trainer::stage::individual::{End, Watch, run as train};
+use trainer::stage::trainee::{Job, Outcome, Trainee};
+use trainer::store::{AdapterRef, Commit, Entry, Outcome as Record, Provenance, Status, Store, Writer};
+
+/// Adapters trained and users put aside so far, in the data and in the store together.
+pub(super) fn counts(run: &Run<'_>) -> anyhow::Result<(usize, usize)> {
+    let users = stored(run)?;
+    let done = users.values().filter(|e| e.status == Status::Done).count();
+    let aside = users.values().filter(|e| matches!(e.status, Status::Quarantined { .. })).count();
+    Ok((done, aside + run.session.index().quarantined.len()))
+}
+
+fn stored(run: &Run<'_>) -> anyhow::Result<BTreeMap<UserKey, Entry>> {
+    let folder = run.path("store");
+    Ok(if folder.exists() { Store::open(&folder)?.users().clone() } else { BTreeMap::new() })
+}
+
+/// Trains every user that is not in the store yet.
+pub(super) fn run(run: &Run<'_>, base: &MappedBase) -> anyhow::Result<End> {
+    let started = Instant::now();
+    let session = run.session;
+    let before = stored(run)?;
+    // All ranks have looked before one writes.
+    run.comm.barrier()?;
+    let mine = my_users(run, &before)?;
+    let users = mine.len();
+    say_quarantined_data(run);
+    let everyone = run.comm.all_reduce_u64(trainer::comm::Reduce::Sum, users as u64)?;
+    if everyone == 0 {
+        return Ok(End::Complete);
+    }
+    let net = run.network(base, true)?;
+    let sizes = choose(&net, Bounds::of(session, users)).input("raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens")?;
+    let mut engine = Engine::new(&net, &session.sites, sizes.step, (sizes.slots, session.max_lora_rank()))?;
+    let writer = Writer::open(&run.path("store"), u32::try_from(run.comm.rank())?)?;
+    run.events.emit(Event::StageStarted { stage: Stage::Individual, users, tokens: 0 })?;
+    let mut watch = Watcher {
+        events: run.events,
+        sites: &session.sites,
+        provenance: (base.hash().to_string(), session.config.result_hash()?.to_string()),
+        writer,
+        progress: Progress::new("individual", users as u64, run.leads()),
+        last_event: Instant::now(),
+        tokens: 0,
+        users,
+        left: 0,
+    };
+    let mut failed = None;
+    let mut jobs = mine.iter().map_while(|&i| job(run, i).map_err(|e| failed = Some(e)).ok());
+    let end = train(&mut engine, session.rules, &mut jobs, &mut watch, run.stop)?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    watch.progress.finish();
+    watch.writer.close()?;
+    run.events.emit(Event::StageFinished { stage: Stage::Individual, seconds: started.elapsed().as_secs_f64() })?;
+    run.events.flush()?;
+    let stopped = run.comm.all_reduce_u64(trainer::comm::Reduce::Max, u64::from(end == End::Stopped))?;
+    Ok(if stopped > 0 { End::Stopped } else { End::Complete })
+}
+
+/// This rank's users that are still to train, dearest first.
+fn my_users(run: &Run<'_>, before: &BTreeMap<UserKey, Entry>) -> anyhow::Result<Vec<usize>> {
+    let index = &run.session.index().personal;
+    let spec = run.session.base.spec();
+    let model = CostModel {
+        per_token: 4 * spec.describe().block_matmul_parameters,
+        per_pair: 12 * (spec.layers * spec.heads * spec.head_dim) as u64,
+    };
+    let todo: Vec<usize> = (0..index.len()).filter(|&i| !before.contains_key(&index[i].key)).collect();
+    let costs: Vec<(UserKey, u64)> = todo
+        .iter()
+        .map(|&i| {
+            let user = &index[i];
+            let items = user.num_history.max(1);
+            // Four bytes of text a token, as English has with these vocabularies.
+            let tokens = usize::try_from(user.bytes / 4).unwrap_or(usize::MAX) / items;
+            let epochs = run.session.config.individual.training_of(&user.id).epochs;
+            (user.key, model.user(std::iter::repeat_n(tokens, items), epochs))
+        })
+        .collect();
+    let plan = plan(&costs, run.comm.size())?;
+    Ok(plan.by_rank[run.comm.rank()].iter().map(|&i| todo[i]).collect())
+}
+
+/// A user's job; a user without usable examples gets one without examples, which the stage puts aside.
+fn job(run: &Run<'_>, index: usize) -> anyhow::Result<Job> {
+    let session = run.session;
+    let record = session.data.user(index)?;
+    let (examples, unusable) = match session.examples(&record) {
+        Ok(examples) => (examples, None),
+        Err(reason) => (Vec::new(), Some(reason)),
+    };
+    Ok(Job {
+        lora: session.adapter_of(&record.id),
+        recipe: session.config.individual.training_of(&record.id).clone(),
+        user: record.id,
+        examples,
+        unusable,
+        seed: session.config.run.seed,
+        start: None,
+    })
+}
+
+fn say_quarantined_data(run: &Run<'_>) {
+    for problem in &run.session.index().quarantined {
+        run.say(&format!("put aside: {problem}"));
+    }
+}
+
+struct Watcher<'a> {
+    events: &'a dyn EventSink,
+    sites: &'a SiteList,
+    /// Base and config hash of every adapter of this run.
+    provenance: (String, String),
+    writer: Writer,
+    progress: Progress,
+    last_event: Instant,
+    tokens: u64,
+    users: usize,
+    left: usize,
+}
+
+/// Events are for people: losing one never ends a run.
+fn emit(events: &dyn EventSink, event: Event) {
+    if let Err(error) = events.emit(event) {
+        crate::watch::say(&format!("events: {error}"));
+    }
+}
+
+impl Watcher<'_> {
+    fn commit(&mut self, user: &UserId, outcome: Record<'_>) -> trainer::stage::Result<()> {
+        self.left += 1;
+        Ok(self.writer.commit(Commit { user, generation: 1, outcome })?)
+    }
+}
+
+impl Watch for Watcher<'_> {
+    fn pack(&mut self, rows: usize, _: usize, in_flight: usize) {
+        self.tokens += rows as u64;
+        self.progress.advance(0, rows as u64, &format!("{in_flight} in flight"));
+        if self.last_event.elapsed().as_secs() >= 5 {
+            self.last_event = Instant::now();
+            let standing = Standing {
+                stage: Stage::Individual,
+                users_done: self.left,
+                users: self.users,
+                tokens_done: self.tokens,
+                tokens: 0,
+                tokens_per_s: self.progress.tokens_per_s(),
+                eta_s: self.progress.eta_s(),
+            };
+            emit(self.events, Event::Progress(standing));
+            if let Err(error) = self.events.flush() {
+                crate::watch::say(&format!("events: {error}"));
+            }
+        }
+    }
+
+    fn step(&mut self, trainee: &Trainee, loss: f32, grad_norm: f32) {
+        let event = Event::UserStep {
+            user: trainee.user().clone(),
+            step: Step(trainee.steps()),
+            loss: f64::from(loss),
+            grad_norm: f64::from(grad_norm),
+            learning_rate: f64::from(trainee.last_rate()),
+        };
+        emit(self.events, event);
+    }
+
+    fn left(&mut self, outcome: Outcome) -> trainer::stage::Result<()> {
+        match outcome {
+            Outcome::Trained { user, lora, params, steps, final_loss, .. } => {
+                let (base_hash, config_hash) = self.provenance.clone();
+                let provenance = Provenance { base_hash, config_hash, steps, final_loss: Some(final_loss) };
+                let adapter = AdapterRef { spec: &lora, sites: self.sites, params: &params, provenance: &provenance };
+                self.commit(&user, Record::Adapter(adapter))?;
+                emit(self.events, Event::UserDone { user, step: Step(steps), loss: f64::from(final_loss) });
+            }
+            Outcome::Quarantined { user, steps, reason } => {
+                self.commit(&user, Record::Quarantined { reason: &reason })?;
+                crate::watch::say(&format!("put aside: user {user}: {reason}"));
+                emit(self.events, Event::UserQuarantined { user, step: Step(steps), reason });
+            }
+        }
+        self.progress.advance(1, 0, "");
+        Ok(())
+    }
+}

@@ -1,0 +1,189 @@
+//! A run, stage by stage, in one folder. The same command again goes on where the last one stopped.
+//!
+//! `population -> individual -> predictions of all arms -> evaluation`; every stage leaves a file that says
+//! it is whole, and is skipped when that file is there.
+
+mod evaluate;
+mod individual;
+mod population;
+mod predict;
+
+use crate::cli::RunArgs;
+use crate::env::Env;
+use crate::exit::{Exit, Fails};
+use crate::session::{self, Session};
+use crate::watch::{print, say};
+use anyhow::Context;
+use kernels::Cpu;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::Arc;
+use std::time::Instant;
+use trainer::comm::Communicator;
+use trainer::config::Arm;
+use trainer::model::cache::MappedBase;
+use trainer::model::network::Network;
+use trainer::report::{Event, EventSink, JsonlSink};
+use trainer::stage::individual::End;
+use trainer::store::{Manifest, write_atomic};
+
+/// How far a command goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Until {
+    Population,
+    Individual,
+    Predict,
+    Evaluate,
+}
+
+/// What every stage works with.
+#[derive(Debug)]
+pub(crate) struct Run<'a> {
+    pub(crate) session: &'a Session,
+    pub(crate) comm: &'a dyn Communicator,
+    pub(crate) events: &'a dyn EventSink,
+    pub(crate) stop: &'a AtomicBool,
+}
+
+impl Run<'_> {
+    /// Rank 0 speaks for all.
+    pub(crate) fn leads(&self) -> bool {
+        self.comm.rank() == 0
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.session.folder.join(name)
+    }
+
+    pub(crate) fn say(&self, line: &str) {
+        if self.leads() {
+            say(line);
+        }
+    }
+
+    /// The frozen network of a base, with the personal adapters' sites or without any.
+    pub(crate) fn network(&self, base: &MappedBase, adapted: bool) -> anyhow::Result<Network<Cpu>> {
+        let layers = base.spec().layers;
+        let sites = if adapted { self.session.sites.by_layer(layers) } else { Vec::new() };
+        let positions = self.session.config.prompt.max_length.min(base.spec().max_positions);
+        Ok(Network::new(Cpu, base, &sites, positions)?)
+    }
+
+    /// Writes a file that says a stage is whole; rank 0 alone, after all ranks are there.
+    pub(crate) fn mark(&self, path: &Path, content: &str) -> anyhow::Result<()> {
+        self.comm.barrier()?;
+        if self.leads() {
+            write_atomic(path, content.as_bytes()).with_context(|| format!("{}", path.display()))?;
+        }
+        self.comm.barrier()?;
+        Ok(())
+    }
+}
+
+/// Runs a config up to a stage.
+pub(crate) fn run(args: &RunArgs, until: Until, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Exit> {
+    let config = session::config(args, env, comm)?;
+    if args.print_config {
+        if comm.rank() == 0 {
+            print(config.to_toml()?.trim_end());
+        }
+        return Ok(Exit::Done);
+    }
+    crate::threads(config.engine.threads, env)?;
+    let started = Instant::now();
+    let session = Session::open(config, env, comm)?;
+    if args.dry_run {
+        return crate::plan::print_plan(&session, comm);
+    }
+    let stop = stop_flag()?;
+    prepare_folder(&session, env, comm)?;
+    let events = JsonlSink::open(&session.folder.join("events"), comm.rank())?;
+    let run = Run { session: &session, comm, events: &events, stop: &stop };
+    events.emit(Event::RunStarted {
+        name: session.config.run.name.clone(),
+        config_hash: session.config.hash()?.to_string(),
+        ranks: comm.size(),
+        threads: rayon::current_num_threads(),
+    })?;
+    let exit = stages(&run, until)?;
+    if exit != Exit::Requeue {
+        let (done, quarantined) = individual::counts(&run)?;
+        events.emit(Event::RunFinished { done, quarantined, seconds: started.elapsed().as_secs_f64() })?;
+    }
+    events.flush()?;
+    run.say(&format!("run folder: {}", session.folder.display()));
+    Ok(exit)
+}
+
+fn stages(run: &Run<'_>, until: Until) -> anyhow::Result<Exit> {
+    let arms = &run.session.config.run.arms;
+    let has = |arm| arms.contains(&arm) && until >= Until::Predict;
+    let base = &run.session.base;
+    if has(Arm::Base) {
+        predict::arm(run, Arm::Base, base)?;
+    }
+    let Some(merged) = population::run(run)? else { return Ok(Exit::Requeue) };
+    if has(Arm::Population) {
+        predict::arm(run, Arm::Population, &merged)?;
+    }
+    if until == Until::Population {
+        return Ok(Exit::Done);
+    }
+    if individual::run(run, &merged)? == End::Stopped {
+        run.say("stopped on a signal; everything finished is committed, the same command goes on");
+        return Ok(Exit::Requeue);
+    }
+    if has(Arm::Personal) {
+        predict::arm(run, Arm::Personal, &merged)?;
+    }
+    if until >= Until::Evaluate {
+        evaluate::run(run)?;
+    }
+    let (_, quarantined) = individual::counts(run)?;
+    Ok(if quarantined > 0 { Exit::Quarantined } else { Exit::Done })
+}
+
+/// A flag that SIGTERM, SIGINT and SIGUSR1 (Slurm's warning) raise; the second signal ends the process.
+fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGUSR1] {
+        signal_hook::flag::register_conditional_shutdown(signal, Exit::Requeue as i32, Arc::clone(&stop))?;
+        signal_hook::flag::register(signal, Arc::clone(&stop))?;
+    }
+    Ok(stop)
+}
+
+/// Makes the folder, or checks that what is there is this very run.
+fn prepare_folder(session: &Session, env: &Env, comm: &dyn Communicator) -> anyhow::Result<()> {
+    let folder = &session.folder;
+    let manifest = session.manifest(env, comm)?;
+    let mut verdict = Ok(());
+    if comm.rank() == 0 {
+        verdict = lead_folder(session, &manifest, folder);
+    }
+    // Every rank must leave by the same door.
+    let failed = comm.all_reduce_u64(trainer::comm::Reduce::Max, u64::from(verdict.is_err()))?;
+    verdict?;
+    if failed > 0 {
+        return Err(anyhow::anyhow!("rank 0 refused the run folder")).input("its message says why");
+    }
+    Ok(())
+}
+
+fn lead_folder(session: &Session, manifest: &Manifest, folder: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("run folder {}", folder.display())).input("set run.out_dir to a folder you may write")?;
+    let hint = "a run never overwrites another: set run.out_dir to a new folder, or undo the change";
+    match Manifest::load(folder).input("the run folder is damaged; start a new one with --set run.out_dir=…")? {
+        None => manifest.save(folder)?,
+        Some(before) => {
+            let now = Manifest { merged_hash: before.merged_hash.clone(), run_id: before.run_id.clone(), ..manifest.clone() };
+            let changes = before.check_resume(&now, folder).input(hint)?;
+            for change in changes {
+                say(&format!("resuming with {change}"));
+            }
+        }
+    }
+    let toml = session.config.to_toml()?;
+    write_atomic(&folder.join("config.toml"), toml.as_bytes())?;
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! The population stage of a run: examples of the other users, the task adapter, the merged base.
+
+use super::Run;
+use crate::exit::Fails;
+use crate::plan::{Bounds, choose};
+use crate::watch::Progress;
+use anyhow::Context;
+use kernels::Cpu;
+use std::path::Path;
+use std::time::Instant;
+use trainer::comm::HostSync;
+use trainer::ids::{UserId, UserKey};
+use trainer::lora::{AdapterSpec, Merge, SiteList, Target};
+use trainer::model::cache::MappedBase;
+use trainer::model::overlay::merge;
+use trainer::prompt::Example;
+use trainer::report::{Event, Stage};
+use trainer::stage::engine::Engine;
+use trainer::stage::individual::End;
+use trainer::stage::population::{Task, run as train};
+use trainer::store::{AdapterRef, Provenance, Store, Writer, Commit, Outcome};
+
+/// Name the task adapter has in its own store.
+const TASK: &str = "population";
+
+/// Trains and merges the task adapter, or finds it done; `None` when stopped by a signal.
+pub(super) fn run(run: &Run<'_>) -> anyhow::Result<Option<MappedBase>> {
+    let session = run.session;
+    if !session.config.population.enabled {
+        return Ok(Some(session.base.clone()));
+    }
+    let (folder, overlay) = (run.path("population"), run.path("population/merged.myriad"));
+    if !overlay.exists() {
+        let recipe = &session.config.population.training;
+        let targets = Target::parse_all(&recipe.targets).input("targets are q, k, v, o, gate, up, down, or GPT-2's")?;
+        let sites = SiteList::of_base(session.base.spec(), &targets).input("choose targets the base has")?;
+        let lora = trainer::stage::recipe::adapter(recipe, &targets);
+        let key = UserId::new(TASK).key();
+        let store = folder.join("store");
+        let done = store.exists() && Store::open(&store)?.done().contains_key(&key);
+        // Ranks agree on what rank 0 saw before it writes.
+        run.comm.barrier()?;
+        if !done {
+            let Some(params) = trained(run, &sites, &lora)? else { return Ok(None) };
+            if run.leads() {
+                commit(run, &store, (&sites, &lora, &params))?;
+            }
+        }
+        run.comm.barrier()?;
+        if run.leads() {
+            write_overlay(run, &store, key, &overlay)?;
+        }
+        run.comm.barrier()?;
+    }
+    Ok(Some(session.base.with_overlay(&overlay)?))
+}
+
+/// Examples of the population users, in their order; unusable ones are left out and counted.
+fn examples(run: &Run<'_>) -> anyhow::Result<Vec<Example>> {
+    let (session, limit) = (run.session, run.session.config.data.population_examples.unwrap_or(usize::MAX));
+    let (mut examples, mut bad) = (Vec::new(), 0usize);
+    for record in session.data.population() {
+        for example in session.builder().query_examples(&record?) {
+            match example {
+                Ok(example) if examples.len() < limit => examples.push(example),
+                Ok(_) => break,
+                Err(_) => bad += 1,
+            }
+        }
+        if examples.len() >= limit {
+            break;
+        }
+    }
+    if bad > 0 {
+        run.say(&format!("population: {bad} items without a usable example were left out"));
+    }
+    Ok(examples)
+}
+
+fn trained(run: &Run<'_>, sites: &SiteList, lora: &AdapterSpec) -> anyhow::Result<Option<Vec<f32>>> {
+    let (session, config) = (run.session, &run.session.config.population);
+    let examples = examples(run)?;
+    let started = Instant::now();
+    let tokens: usize = examples.iter().map(|e| e.tokens.len()).sum::<usize>() * config.training.epochs as usize;
+    run.events.emit(Event::StageStarted { stage: Stage::Population, users: 0, tokens: tokens as u64 })?;
+    let base = &session.base;
+    let positions = session.config.prompt.max_length.min(base.spec().max_positions);
+    let net = trainer::model::network::Network::new(Cpu, base, &sites.by_layer(base.spec().layers), positions)?;
+    let shards = trainer::comm::shards_of(run.comm.rank(), run.comm.size(), config.virtual_shards).len();
+    let bounds = Bounds {
+        slots: shards + 1,
+        users: shards + 1,
+        adapter_params: sites.params(lora.lora_rank as usize),
+        ..Bounds::of(session, shards + 1)
+    };
+    let sizes = choose(&net, bounds).input("raise engine.memory_gb, or lower engine.pack_tokens")?;
+    let mut engine = Engine::new(&net, sites, sizes.step, (sizes.slots, lora.lora_rank as usize))?;
+    let task = Task {
+        examples: &examples,
+        lora: lora.clone(),
+        recipe: config.training.clone(),
+        seed: session.config.run.seed,
+        num_shards: config.virtual_shards,
+    };
+    let sync = HostSync::new(config.virtual_shards);
+    let steps = examples.len().div_ceil(config.training.batch_size as usize) * config.training.epochs as usize;
+    let mut progress = Progress::new("population", steps as u64, run.leads());
+    let (end, params) = train(
+        &mut engine,
+        session.rules,
+        (run.comm, &sync),
+        &task,
+        &mut |step| progress.advance(1, (step.rows * run.comm.size()) as u64, &format!("loss {:.3}", step.loss)),
+        run.stop,
+    )?;
+    progress.finish();
+    run.events.emit(Event::StageFinished { stage: Stage::Population, seconds: started.elapsed().as_secs_f64() })?;
+    Ok((end == End::Complete).then_some(params))
+}
+
+fn commit(run: &Run<'_>, store: &Path, (sites, spec, params): (&SiteList, &AdapterSpec, &[f32])) -> anyhow::Result<()> {
+    let provenance = Provenance {
+        base_hash: run.session.base.hash().to_string(),
+        config_hash: run.session.config.result_hash()?.to_string(),
+        steps: 0,
+        final_loss: None,
+    };
+    let user = UserId::new(TASK);
+    let outcome = Outcome::Adapter(AdapterRef { spec, sites, params, provenance: &provenance });
+    let mut writer = Writer::open(store, 0)?;
+    writer.commit(Commit { user: &user, generation: 1, outcome })?;
+    Ok(writer.close()?)
+}
+
+/// `W' = W + scale · B·A`, read back from the store so that a resumed merge is the same.
+fn write_overlay(run: &Run<'_>, store: &Path, key: UserKey, overlay: &Path) -> anyhow::Result<()> {
+    let adapter = Store::open(store)?.get(&key)?;
+    let base = &run.session.base;
+    let changes = Merge::new(base.spec(), &adapter.sites, &adapter.spec, &adapter.params)?;
+    let hash = merge(&Cpu, base, changes.deltas(), overlay).context("merging the task adapter")?;
+    let folder = &run.session.folder;
+    if let Some(mut manifest) = trainer::store::Manifest::load(folder)? {
+        manifest.merged_hash = Some(hash.to_string());
+        manifest.save(folder)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,219 @@
+//! Predictions of one arm: users over ranks, answers gathered in one file.
+
+use super::Run;
+use crate::exit::Fails;
+use crate::watch::Progress;
+use anyhow::Context;
+use kernels::Cpu;
+use std::path::PathBuf;
+use std::time::Instant;
+use trainer::config::{Arm, PredictMode};
+use trainer::eval::Prediction;
+use trainer::ids::UserKey;
+use trainer::model::cache::MappedBase;
+use trainer::prompt::{LabelTokens, Query};
+use trainer::report::{Event, Stage};
+use trainer::shard::plan;
+use trainer::stage::predict::{Asker, Oracle};
+use trainer::stage::sample::Sampling;
+use trainer::store::{Store, write_atomic};
+
+/// Rows of a prediction pack.
+const PACK_ROWS: usize = 2048;
+/// Users answered between two looks at the clock and the stop flag.
+const GROUP: usize = 16;
+
+/// Name of an arm in files and tables.
+pub(super) fn name(arm: Arm) -> &'static str {
+    match arm {
+        Arm::Base => "base",
+        Arm::Population => "population",
+        Arm::Personal => "personal",
+    }
+}
+
+/// The file of an arm's predictions, one JSON record a line.
+pub(super) fn file(run: &Run<'_>, arm: Arm) -> PathBuf {
+    run.path("predictions").join(format!("{}.jsonl", name(arm)))
+}
+
+/// Answers every query of every user who has an adapter (personal) or of all users (the other arms).
+pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<()> {
+    let path = file(run, arm);
+    // One look for all, before rank 0 may write it.
+    let there = run.comm.all_reduce_u64(trainer::comm::Reduce::Max, u64::from(path.exists()))? > 0;
+    if there {
+        return Ok(());
+    }
+    let started = Instant::now();
+    let session = run.session;
+    let users = my_users(run)?;
+    run.events.emit(Event::StageStarted { stage: Stage::Predict, users: users.len(), tokens: 0 })?;
+    let store = if arm == Arm::Personal { Some(Store::open(&run.path("store"))?) } else { None };
+    let net = run.network(base, arm == Arm::Personal)?;
+    let mut answerer = Answerer::new(run, &net, arm)?;
+    let stage = match arm {
+        Arm::Base => "ask base",
+        Arm::Population => "ask task",
+        Arm::Personal => "ask own",
+    };
+    let mut progress = Progress::new(stage, users.len() as u64, run.leads());
+    let mut lines = Vec::new();
+    for group in users.chunks(GROUP) {
+        let (mut askers, mut queries) = (Vec::new(), Vec::new());
+        for &index in group {
+            let record = session.data.user(index)?;
+            let adapter = match &store {
+                None => None,
+                Some(store) if store.done().contains_key(&record.id.key()) => {
+                    let adapter = store.get(&record.id.key())?;
+                    Some((adapter.spec, adapter.params))
+                }
+                // Put aside: this user has no personal answers.
+                Some(_) => continue,
+            };
+            let (good, bad) = session.queries(&record);
+            bad.iter().for_each(|reason| crate::watch::say(&format!("user {}: {reason}", record.id)));
+            askers.push(Asker { user: record.id, adapter, prompts: answerer.prompts(&good) });
+            queries.push(good);
+        }
+        let tokens: usize = askers.iter().flat_map(|a| &a.prompts).map(Vec::len).sum();
+        for prediction in answerer.answer(&askers, &queries)? {
+            lines.push(serde_json::to_string(&prediction)?);
+        }
+        progress.advance(group.len() as u64, tokens as u64, "");
+    }
+    progress.finish();
+    gather(run, &path, &lines)?;
+    run.events.emit(Event::StageFinished { stage: Stage::Predict, seconds: started.elapsed().as_secs_f64() })?;
+    Ok(())
+}
+
+/// This rank's users by the number of their queries; those put aside by the individual stage too, so that
+/// every arm asks the same users the same way.
+fn my_users(run: &Run<'_>) -> anyhow::Result<Vec<usize>> {
+    let index = &run.session.index().personal;
+    let costs: Vec<(UserKey, u64)> = index.iter().map(|u| (u.key, u.num_queries as u64)).collect();
+    let plan = plan(&costs, run.comm.size())?;
+    let mut mine = plan.by_rank[run.comm.rank()].clone();
+    mine.sort_unstable();
+    Ok(mine)
+}
+
+/// Rank 0 writes all lines, in the order of user and query.
+fn gather(run: &Run<'_>, path: &std::path::Path, lines: &[String]) -> anyhow::Result<()> {
+    let mine = lines.join("\n");
+    if let Some(all) = run.comm.gather_bytes(0, mine.as_bytes())? {
+        let mut text = String::new();
+        let mut rows: Vec<(&str, String, String)> = Vec::new();
+        let all: Vec<String> = all.into_iter().map(String::from_utf8).collect::<Result<_, _>>()?;
+        for line in all.iter().flat_map(|part| part.lines()) {
+            let p: Prediction = serde_json::from_str(line)?;
+            rows.push((line, p.user.as_str().to_owned(), p.query));
+        }
+        rows.sort_by(|a, b| (&a.1, &a.2).cmp(&(&b.1, &b.2)));
+        for (line, _, _) in rows {
+            text.push_str(line);
+            text.push('\n');
+        }
+        let folder = path.parent().context("a predictions file has a folder")?;
+        std::fs::create_dir_all(folder)?;
+        write_atomic(path, text.as_bytes()).with_context(|| format!("{}", path.display()))?;
+    }
+    run.comm.barrier()?;
+    Ok(())
+}
+
+/// What asks the network.
+struct Answerer<'a> {
+    run: &'a Run<'a>,
+    oracle: Oracle<'a, Cpu>,
+    labels: Option<(LabelTokens, Vec<String>)>,
+    sampling: Sampling,
+}
+
+impl<'a> Answerer<'a> {
+    fn new(run: &'a Run<'a>, net: &'a trainer::model::network::Network<Cpu>, arm: Arm) -> anyhow::Result<Self> {
+        let session = run.session;
+        let predict = &session.config.predict;
+        let labels = match predict.mode {
+            PredictMode::Generate => None,
+            PredictMode::Label => {
+                let hint = "set predict.mode = \"generate\" for a task without labels";
+                let tokens = session.task.label_tokens(&session.tokenizer).input(hint)?;
+                let names = session.task.labels().map(<[String]>::to_vec);
+                Some(tokens.zip(names).context("predict.mode is \"label\", but the template has no labels").input(hint)?)
+            }
+        };
+        #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
+        let sampling = Sampling {
+            temperature: predict.temperature as f32,
+            top_k: u32::try_from(predict.top_k)?,
+            top_p: predict.top_p as f32,
+            max_new_tokens: u32::try_from(predict.max_new_tokens)?,
+            seed: session.config.run.seed,
+        };
+        let rows = PACK_ROWS.max(session.rules.chunk_rows);
+        let cache = if labels.is_some() { 0 } else { rows + predict.batch_queries * predict.max_new_tokens };
+        let rank = session.max_lora_rank();
+        let adapters = (arm == Arm::Personal).then_some((&session.sites, u32::try_from(GROUP)?, rank));
+        Ok(Self { run, oracle: Oracle::new(net, (rows, cache), adapters, session.rules)?, labels, sampling })
+    }
+
+    /// Prompts of queries: with labels, what all labels begin with is read along.
+    fn prompts(&self, queries: &[Query]) -> Vec<Vec<u32>> {
+        let shared = self.labels.as_ref().map_or(&[][..], |(tokens, _)| &tokens.shared);
+        queries.iter().map(|q| q.tokens.iter().chain(shared).copied().collect()).collect()
+    }
+
+    fn answer(&mut self, askers: &[Asker], queries: &[Vec<Query>]) -> anyhow::Result<Vec<Prediction>> {
+        let mut out = Vec::new();
+        let prediction = |asker: &Asker, query: &Query| Prediction {
+            user: asker.user.clone(),
+            query: query.id.clone(),
+            gold: query.gold.clone(),
+            text: String::new(),
+            label_probs: None,
+            expected: None,
+        };
+        let each = || askers.iter().zip(queries).flat_map(|(a, qs)| qs.iter().map(move |q| (a, q)));
+        if let Some((tokens, names)) = &self.labels {
+            let probabilities = self.oracle.label_probabilities(askers, &tokens.ids)?;
+            for ((asker, query), probs) in each().zip(probabilities.into_iter().flatten()) {
+                let expected = expected(names, &probs);
+                let mut p = Prediction { label_probs: Some(probs), expected, ..prediction(asker, query) };
+                p.text = p.answer(names).map_err(anyhow::Error::msg)?.to_owned();
+                out.push(p);
+            }
+            return Ok(out);
+        }
+        let tokenizer = &self.run.session.tokenizer;
+        let answers = self.oracle.generate(askers, &self.sampling, tokenizer.eos())?;
+        for ((asker, query), ids) in each().zip(answers.iter().flatten()) {
+            let text = tokenizer.decode(ids, true)?.trim().to_owned();
+            out.push(Prediction { text, ..prediction(asker, query) });
+        }
+        Ok(out)
+    }
+}
+
+/// Expected value under the probabilities, where every label is a number.
+fn expected(labels: &[String], probabilities: &[f32]) -> Option<f32> {
+    let numbers: Option<Vec<f64>> = labels.iter().map(|l| l.parse().ok()).collect();
+    let sum: f64 = numbers?.iter().zip(probabilities).map(|(n, &p)| n * f64::from(p)).sum();
+    #[expect(clippy::cast_possible_truncation, reason = "kept as f32, like the probabilities")]
+    Some(sum as f32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[expect(clippy::float_cmp, reason = "exact by choice of numbers")]
+    fn expected_rating() {
+        let labels: Vec<String> = ["1", "2", "4"].map(str::to_owned).to_vec();
+        assert_eq!(expected(&labels, &[0.5, 0.25, 0.25]), Some(2.0));
+        assert_eq!(expected(&["good".to_owned()], &[1.0]), None);
+    }
+}
