@@ -130,6 +130,7 @@ pub(super) fn check(headers: &[Header]) -> Result<()> {
 }
 
 /// The payload length of one rank, in elements.
+#[cfg(feature = "mpi")]
 pub(super) fn len(header: &Header) -> usize {
     usize::try_from(header[3]).unwrap_or(usize::MAX)
 }
