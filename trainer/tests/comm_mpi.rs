@@ -199,6 +199,37 @@ fn an_abort_ends_the_job_with_its_code() {
 }
 
 #[test]
+fn a_killed_rank_ends_the_job() {
+    if is_rank() {
+        let comm = Mpi::init().unwrap();
+        comm.barrier().unwrap();
+        if comm.rank() == 1 {
+            fault();
+            let me = std::process::id().to_string();
+            Command::new("kill").args(["-KILL", &me]).status().unwrap();
+        }
+        comm.barrier().unwrap();
+        return;
+    }
+    bad("a_killed_rank_ends_the_job", 128 + 9);
+}
+
+#[test]
+fn a_rank_that_returns_early_ends_the_job() {
+    if is_rank() {
+        let comm = Mpi::init().unwrap();
+        comm.barrier().unwrap();
+        if comm.rank() == 1 {
+            fault();
+            return; // Drops the world: were that MPI_Finalize, all would hang.
+        }
+        comm.barrier().unwrap();
+        return;
+    }
+    bad("a_rank_that_returns_early_ends_the_job", 1);
+}
+
+#[test]
 fn different_collectives_do_not_hang() {
     if is_rank() {
         let comm = Mpi::init().unwrap();

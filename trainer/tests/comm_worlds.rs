@@ -161,9 +161,8 @@ fn a_rank_that_panics_fails_the_others() {
 
 #[test]
 fn an_abort_reaches_every_rank() {
-    let results = on_threads(3, |comm| {
-        if comm.rank() == 1 { Err(comm.abort(42)) } else { comm.barrier() }
-    });
+    let results =
+        on_threads(3, |comm| if comm.rank() == 1 { Err(comm.abort(42)) } else { comm.barrier() });
     assert!(results.iter().all(|r| *r == Err(Error::Aborted { rank: 1, code: 42 })), "{results:?}");
     let solo = Solo::new();
     assert_eq!(solo.abort(7), Error::Aborted { rank: 0, code: 7 });

@@ -70,7 +70,9 @@ fn keys_and_structs_are_the_same() {
     let mut expected: Vec<String> = Vec::new();
     for section in SECTIONS {
         let recipe: &[_] = if section.recipe { RECIPE } else { &[] };
-        expected.extend(section.keys.iter().chain(recipe).map(|k| format!("{}.{}", section.name, k.name)));
+        expected.extend(
+            section.keys.iter().chain(recipe).map(|k| format!("{}.{}", section.name, k.name)),
+        );
     }
     // `data.path` belongs to the other source.
     expected.retain(|k| k != "data.path");
@@ -112,16 +114,22 @@ fn every_word_of_a_choice_is_understood_and_every_bound_is_held() {
                 }
                 Kind::Float(a, b) => {
                     let out = [a - a.abs() - 1e-3, b * 2.0, f64::NAN, f64::INFINITY];
-                    (vec![format!("{a:?}"), format!("{b:?}")], out.map(|x| format!("{x:?}").to_lowercase()).into())
+                    (
+                        vec![format!("{a:?}"), format!("{b:?}")],
+                        out.map(|x| format!("{x:?}").to_lowercase()).into(),
+                    )
                 }
-                Kind::FloatBelow(a, b) => (vec![format!("{a:?}")], vec![format!("{b:?}"), "-1".into()]),
+                Kind::FloatBelow(a, b) => {
+                    (vec![format!("{a:?}")], vec![format!("{b:?}"), "-1".into()])
+                }
                 Kind::PairBelow(a, b) => {
                     let bad = [format!("[{a:?}]"), format!("[{a:?}, {b:?}]"), format!("{a:?}")];
                     (vec![format!("[{a:?}, {a:?}]")], bad.into())
                 }
-                Kind::OneOf(words) => {
-                    (words.iter().map(|w| (*w).into()).collect(), vec!["nonsense".into(), "7".into()])
-                }
+                Kind::OneOf(words) => (
+                    words.iter().map(|w| (*w).into()).collect(),
+                    vec!["nonsense".into(), "7".into()],
+                ),
                 Kind::ListOf(words) => {
                     let one = |w: &&str| format!("['{w}']");
                     let twice = format!("['{0}', '{0}']", words[0]);
@@ -131,7 +139,9 @@ fn every_word_of_a_choice_is_understood_and_every_bound_is_held() {
                 Kind::Text => (vec!["x".into()], vec![String::new(), "7".into()]),
                 Kind::Texts => (vec!["['x']".into()], vec!["['']".into(), "x".into()]),
                 Kind::Path => (vec!["x".into()], vec![String::new(), "~/x".into(), "7".into()]),
-                Kind::NameOrPath => (vec!["x".into(), "a/b".into()], vec![String::new(), "~/x".into()]),
+                Kind::NameOrPath => {
+                    (vec!["x".into(), "a/b".into()], vec![String::new(), "~/x".into()])
+                }
                 Kind::Recipe => (recipe_names().map(Into::into).collect(), vec!["nonsense".into()]),
             };
             for value in inside {
@@ -143,7 +153,10 @@ fn every_word_of_a_choice_is_understood_and_every_bound_is_held() {
             }
             for value in outside {
                 let message = set(&[&format!("{path}={value}")]).unwrap_err();
-                assert!(message.starts_with(&format!("--set {path}={value}: `{path}` = ")), "{message}");
+                assert!(
+                    message.starts_with(&format!("--set {path}={value}: `{path}` = ")),
+                    "{message}"
+                );
                 assert!(message.contains(&format!("allowed is {}", key.kind)), "{message}");
             }
         }
@@ -181,10 +194,8 @@ fn paths_start_at_the_file() {
 
 #[test]
 fn variables_come_from_the_map_only() {
-    let variables = BTreeMap::from([
-        ("A".to_owned(), "/a".to_owned()),
-        ("N".to_owned(), "${A}".to_owned()),
-    ]);
+    let variables =
+        BTreeMap::from([("A".to_owned(), "/a".to_owned()), ("N".to_owned(), "${A}".to_owned())]);
     let mut doc = document(GOOD);
     doc.set("base.path=${A}/x").unwrap();
     doc.set("run.name=n ${N} ${A}").unwrap();
@@ -192,7 +203,10 @@ fn variables_come_from_the_map_only() {
     assert_eq!(config.base.path, Path::new("/a/x"));
     assert_eq!(config.run.name, "n ${A} /a", "what is put in is not expanded again");
     let message = doc.resolve(&BTreeMap::new()).unwrap_err().to_string();
-    assert!(message.contains("no variable `N`") || message.contains("no variable `A`"), "{message}");
+    assert!(
+        message.contains("no variable `N`") || message.contains("no variable `A`"),
+        "{message}"
+    );
     doc.set("base.path=${HOME/x").unwrap();
     let message = doc.resolve(&variables).unwrap_err().to_string();
     assert!(message.contains("no variable `HOME/x`; known are A, N"), "{message}");
@@ -204,18 +218,62 @@ fn messages_name_file_key_line_and_a_guess() {
         ("run", "sed = 1", "/dir/c.toml:2: unknown key `run.sed`; did you mean `seed`?"),
         ("run", "threads = 1", "/dir/c.toml:2: unknown key `run.threads`; it belongs in [engine]"),
         ("run", "zzzzzz = 1", "/dir/c.toml:2: unknown key `run.zzzzzz`"),
-        ("individual", "lora_rnak = 4", "/dir/c.toml:17: unknown key `individual.lora_rnak`; did you mean `lora_rank`?"),
-        ("individual", "early_stop.patince = 4", "/dir/c.toml:17: unknown key `individual.early_stop.patince`; did you mean `patience`?"),
+        (
+            "individual",
+            "lora_rnak = 4",
+            "/dir/c.toml:17: unknown key `individual.lora_rnak`; did you mean `lora_rank`?",
+        ),
+        (
+            "individual",
+            "early_stop.patince = 4",
+            "/dir/c.toml:17: unknown key `individual.early_stop.patince`; did you mean `patience`?",
+        ),
         ("indvidual", "", "/dir/c.toml:16: unknown key `indvidual`; did you mean `individual`?"),
-        ("individual", "lora_rank = 0", "/dir/c.toml:17: `individual.lora_rank` = 0: allowed is a whole number from 1 to 1024"),
-        ("individual", "schedule = 'linera'", "/dir/c.toml:17: `individual.schedule` = \"linera\": allowed is one of \"linear\", \"constant\", \"cosine\"; did you mean `linear`?"),
-        ("individual", "recipe = 'oppu-cod'", "/dir/c.toml:17: `individual.recipe` = \"oppu-cod\": allowed is a recipe's name: \"oppu-code\", \"oppu-paper\", \"personal-small\"; did you mean `oppu-code`?"),
-        ("individual", "early_stop = true", "/dir/c.toml:17: `individual.early_stop` = true: allowed is a table"),
-        ("individual", "override = 3", "/dir/c.toml:17: `individual.override` = 3: allowed is a list of tables: [[individual.override]]"),
-        ("individual", "[[individual.override]]\nepochs = 3", "/dir/c.toml:17: `individual.override[0].users` must be set: ids it applies to (a list, without repeats, of texts that are not empty)"),
-        ("data", "max_history = 0", "/dir/c.toml:7: `data.max_history` = 0: allowed is a whole number from 1 to 1099511627776"),
-        ("data", "path = 'x'", "/dir/c.toml:7: `data.path`: has no meaning with source = \"jsonl\""),
-        ("population", "enabled = false", "/dir/c.toml: `run.arms`: has \"population\", but population.enabled = false"),
+        (
+            "individual",
+            "lora_rank = 0",
+            "/dir/c.toml:17: `individual.lora_rank` = 0: allowed is a whole number from 1 to 1024",
+        ),
+        (
+            "individual",
+            "schedule = 'linera'",
+            "/dir/c.toml:17: `individual.schedule` = \"linera\": allowed is one of \"linear\", \"constant\", \"cosine\"; did you mean `linear`?",
+        ),
+        (
+            "individual",
+            "recipe = 'oppu-cod'",
+            "/dir/c.toml:17: `individual.recipe` = \"oppu-cod\": allowed is a recipe's name: \"oppu-code\", \"oppu-paper\", \"personal-small\"; did you mean `oppu-code`?",
+        ),
+        (
+            "individual",
+            "early_stop = true",
+            "/dir/c.toml:17: `individual.early_stop` = true: allowed is a table",
+        ),
+        (
+            "individual",
+            "override = 3",
+            "/dir/c.toml:17: `individual.override` = 3: allowed is a list of tables: [[individual.override]]",
+        ),
+        (
+            "individual",
+            "[[individual.override]]\nepochs = 3",
+            "/dir/c.toml:17: `individual.override[0].users` must be set: ids it applies to (a list, without repeats, of texts that are not empty)",
+        ),
+        (
+            "data",
+            "max_history = 0",
+            "/dir/c.toml:7: `data.max_history` = 0: allowed is a whole number from 1 to 1099511627776",
+        ),
+        (
+            "data",
+            "path = 'x'",
+            "/dir/c.toml:7: `data.path`: has no meaning with source = \"jsonl\"",
+        ),
+        (
+            "population",
+            "enabled = false",
+            "/dir/c.toml: `run.arms`: has \"population\", but population.enabled = false",
+        ),
     ] {
         let message = with(section, line);
         // The place of a default is the section it belongs to.
@@ -228,11 +286,10 @@ fn messages_name_file_key_line_and_a_guess() {
 fn required_keys_are_asked_for_by_name() {
     for section in SECTIONS {
         for key in section.keys.iter().filter(|k| k.default == Default::Required) {
-            let dropped: String =
-                GOOD.lines().filter(|l| !l.starts_with(&format!("{} =", key.name))).fold(
-                    String::new(),
-                    |all, l| all + l + "\n",
-                );
+            let dropped: String = GOOD
+                .lines()
+                .filter(|l| !l.starts_with(&format!("{} =", key.name)))
+                .fold(String::new(), |all, l| all + l + "\n");
             let error = document(&dropped).resolve(&BTreeMap::new()).unwrap_err();
             assert!(matches!(&error, Error::Missing { .. }), "{error}");
         }
@@ -268,12 +325,14 @@ fn hostile_text_is_an_error() {
 
 #[test]
 fn set_takes_toml_or_text() {
-    let config = set(&["run.name=two words = ok", "individual.targets=[\"q\"]", "run.seed = 7"]).unwrap();
+    let config =
+        set(&["run.name=two words = ok", "individual.targets=[\"q\"]", "run.seed = 7"]).unwrap();
     assert_eq!(config.run.name, "two words = ok");
     assert_eq!((config.individual.training.targets, config.run.seed), (vec!["q".into()], 7));
     let sneaky = set(&["run.name=1\nseed = 9"]).unwrap();
     assert_eq!((sneaky.run.name, sneaky.run.seed), ("1\nseed = 9".into(), 42));
-    for bad in ["", "a", "=1", "run=1", "run.=1", ".run=1", "run..a=1", "run.'a'=1", "run.name.x=1"] {
+    for bad in ["", "a", "=1", "run=1", "run.=1", ".run=1", "run..a=1", "run.'a'=1", "run.name.x=1"]
+    {
         let message = set(&[bad]).unwrap_err();
         assert_eq!(message, format!("--set {bad}: expected section.key=value"));
     }
@@ -310,13 +369,20 @@ fn hashes_follow_what_they_are_of() {
     let moved = set(&["engine.threads=3", "run.out_dir=/else", "base.path=/b"]).unwrap();
     assert_ne!(moved.hash().unwrap(), base.hash().unwrap());
     assert_eq!(moved.result_hash().unwrap(), base.result_hash().unwrap());
-    for change in ["run.seed=1", "engine.shared_prefix=false", "individual.alpha=9", "data.min_history=2"] {
+    for change in
+        ["run.seed=1", "engine.shared_prefix=false", "individual.alpha=9", "data.min_history=2"]
+    {
         let changed = set(&[change]).unwrap();
         assert_ne!(changed.result_hash().unwrap(), base.result_hash().unwrap(), "{change}");
     }
-    let differences = base.differences(&set(&["run.seed=1", "engine.threads=3", "data.max_queries=5"]).unwrap()).unwrap();
+    let differences = base
+        .differences(&set(&["run.seed=1", "engine.threads=3", "data.max_queries=5"]).unwrap())
+        .unwrap();
     let lines: Vec<String> = differences.iter().map(ToString::to_string).collect();
-    assert_eq!(lines, ["data.max_queries: (unset) -> 5", "engine.threads: 0 -> 3", "run.seed: 42 -> 1"]);
+    assert_eq!(
+        lines,
+        ["data.max_queries: (unset) -> 5", "engine.threads: 0 -> 3", "run.seed: 42 -> 1"]
+    );
     let effects: Vec<Effect> = differences.iter().map(|d| d.effect).collect();
     assert_eq!(effects, [Effect::Result, Effect::Placement, Effect::Result]);
     assert!(base.differences(&base).unwrap().is_empty());

@@ -99,13 +99,7 @@ pub(super) const WORDS: usize = 5;
 pub(super) type Header = [u64; WORDS];
 
 /// The header of a call, with the integer that a reduction carries (0 elsewhere).
-pub(super) fn header(
-    op: Op,
-    sequence: u64,
-    root: Option<usize>,
-    len: usize,
-    value: u64,
-) -> Header {
+pub(super) fn header(op: Op, sequence: u64, root: Option<usize>, len: usize, value: u64) -> Header {
     [op as u64, sequence, root.map_or(0, |r| r as u64 + 1), len as u64, value]
 }
 
@@ -136,6 +130,7 @@ pub(super) fn check(headers: &[Header]) -> Result<()> {
 }
 
 /// The payload length of one rank, in elements.
+#[cfg(feature = "mpi")]
 pub(super) fn len(header: &Header) -> usize {
     usize::try_from(header[3]).unwrap_or(usize::MAX)
 }
@@ -172,7 +167,10 @@ mod tests {
         let b = header(Op::BroadcastBytes, 4, Some(0), 12, 0);
         let text = check(&[a, a, b]).unwrap_err().to_string();
         assert!(text.contains("rank 0 is in barrier (call 4"), "{text}");
-        assert!(text.contains("rank 2 is in broadcast_bytes (call 4, 12 elements, root 0"), "{text}");
+        assert!(
+            text.contains("rank 2 is in broadcast_bytes (call 4, 12 elements, root 0"),
+            "{text}"
+        );
     }
 
     #[test]

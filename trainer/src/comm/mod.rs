@@ -31,7 +31,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Two ranks were in different collectives, or disagreed on the root or on equal lengths.
-    #[error("ranks disagree on collective: rank {rank} is in {call}, rank {other} is in {other_call}")]
+    #[error(
+        "ranks disagree on collective: rank {rank} is in {call}, rank {other} is in {other_call}"
+    )]
     Mismatch {
         /// The lower of the two ranks.
         rank: usize,
@@ -101,7 +103,9 @@ pub enum Error {
         rank: usize,
     },
     /// The ranks' virtual shards are not each of `0..num_shards` exactly once.
-    #[error("virtual shard {shard} of {num_shards} is held by {holders} ranks' lists, expected exactly 1")]
+    #[error(
+        "virtual shard {shard} of {num_shards} is held by {holders} ranks' lists, expected exactly 1"
+    )]
     Shards {
         /// The shard at fault.
         shard: u32,
@@ -117,7 +121,9 @@ pub enum Error {
     #[error("MPI is already initialised in this process; it can be initialised once")]
     AlreadyInitialised,
     /// The MPI library cannot be used from threads.
-    #[error("this MPI library provides thread support {provided}, MPI_THREAD_SERIALIZED or higher is needed")]
+    #[error(
+        "this MPI library provides thread support {provided}, MPI_THREAD_SERIALIZED or higher is needed"
+    )]
     Threading {
         /// The level it provides.
         provided: &'static str,

@@ -6,6 +6,7 @@
 
 use super::{Communicator, Error, Op, Result};
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 
 /// The virtual shards a rank holds: shard `ids[i]` has the values `values[i·len .. (i+1)·len]`.
 #[derive(Debug, Clone, Copy)]
@@ -40,12 +41,7 @@ pub trait GradientSync: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// As [`GradientSync::reduce_shards`].
-    fn reduce_scalars(
-        &self,
-        comm: &dyn Communicator,
-        ids: &[u32],
-        values: &[f64],
-    ) -> Result<f64>;
+    fn reduce_scalars(&self, comm: &dyn Communicator, ids: &[u32], values: &[f64]) -> Result<f64>;
 }
 
 /// [`GradientSync`] in host memory, over any [`Communicator`].
@@ -54,12 +50,18 @@ pub trait GradientSync: Send + Sync + fmt::Debug {
 /// rank count) and adds V·len numbers; independent of the number of ranks as long as V is a multiple of it. With 8
 /// shards and LoRA of rank 8 on q, k, v of a 135M base (0.65 M numbers) that is 21 MB a step. *Memory*: at most
 /// `buffer_bytes`, or one number per shard if that is more.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct HostSync {
-    /// V, the number of virtual shards of the whole job.
-    pub num_shards: u32,
-    /// Bytes of the buffers for the gathered parts.
-    pub buffer_bytes: usize,
+    num_shards: u32,
+    buffer_bytes: usize,
+    /// This rank's part and all parts of a piece, kept between calls so that a step allocates nothing of this size.
+    scratch: Mutex<Scratch>,
+}
+
+#[derive(Debug, Default)]
+struct Scratch {
+    mine: Vec<f32>,
+    all: Vec<f32>,
 }
 
 /// Where each shard lies in the gathered parts.
@@ -71,9 +73,15 @@ struct Layout {
 }
 
 impl HostSync {
-    /// V shards, buffers of 64 MiB.
+    /// V = `num_shards` virtual shards in the whole job, buffers of 64 MiB.
     pub fn new(num_shards: u32) -> Self {
-        Self { num_shards, buffer_bytes: 64 << 20 }
+        Self { num_shards, buffer_bytes: 64 << 20, scratch: Mutex::default() }
+    }
+
+    /// The same with buffers of at most `buffer_bytes`; must be equal on all ranks.
+    #[must_use]
+    pub fn with_buffer_bytes(self, buffer_bytes: usize) -> Self {
+        Self { buffer_bytes, ..self }
     }
 
     /// Asks all ranks for their lists and finds each shard's place.
@@ -116,8 +124,10 @@ impl GradientSync for HostSync {
         let Layout { per_rank, places } = self.layout(comm, local.ids)?;
         let row = per_rank.max(1) * (comm.size() + 1) * size_of::<f32>();
         let step = (self.buffer_bytes / row).clamp(1, len.max(1));
-        let mut mine = vec![0.0f32; per_rank * step];
-        let mut all = vec![0.0f32; per_rank * step * comm.size()];
+        let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let Scratch { mine, all } = &mut *scratch;
+        mine.resize(per_rank * step, 0.0);
+        all.resize(per_rank * step * comm.size(), 0.0);
         for (start, sums) in (0..).step_by(step).zip(total.chunks_mut(step)) {
             let n = sums.len();
             for i in 0..local.ids.len() {
@@ -141,12 +151,7 @@ impl GradientSync for HostSync {
         Ok(())
     }
 
-    fn reduce_scalars(
-        &self,
-        comm: &dyn Communicator,
-        ids: &[u32],
-        values: &[f64],
-    ) -> Result<f64> {
+    fn reduce_scalars(&self, comm: &dyn Communicator, ids: &[u32], values: &[f64]) -> Result<f64> {
         if values.len() != ids.len() {
             let (op, rank) = (Op::AllGatherBytes, comm.rank());
             return Err(Error::Length { op, rank, expected: ids.len(), got: values.len() });

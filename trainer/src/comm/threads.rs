@@ -90,8 +90,7 @@ impl Threads {
             })
         };
         Ok(std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                world.into_iter().map(|comm| scope.spawn(|| one(comm))).collect();
+            let threads: Vec<_> = world.into_iter().map(|comm| scope.spawn(|| one(comm))).collect();
             let joined = threads.into_iter().enumerate().map(|(rank, thread)| {
                 thread.join().unwrap_or_else(|panic| {
                     Err(Error::Panicked { rank, message: message(panic.as_ref()) })

@@ -75,7 +75,8 @@ impl Document {
         table.insert((*last).to_owned(), value_of(value.trim()));
         // What stood below the key is gone, with its places.
         self.places.retain(|at, _| {
-            at.strip_prefix(path).is_none_or(|rest| !rest.starts_with(['.', '[']) && !rest.is_empty())
+            at.strip_prefix(path)
+                .is_none_or(|rest| !rest.starts_with(['.', '[']) && !rest.is_empty())
         });
         self.places.insert(path.to_owned(), Place::Set { assignment: assignment.to_owned() });
         Ok(())

@@ -89,7 +89,7 @@ pub enum Error {
         /// Where.
         place: Place,
         /// The key with its section.
-        key: String,
+        key: Box<str>,
         /// What it might have been.
         suggestion: Suggestion,
     },
@@ -99,7 +99,7 @@ pub enum Error {
         /// The file, or the line of the table that lacks it.
         place: Place,
         /// The key with its section.
-        key: String,
+        key: Box<str>,
         /// What it is.
         help: String,
     },
@@ -109,11 +109,11 @@ pub enum Error {
         /// Where.
         place: Place,
         /// The key with its section.
-        key: String,
+        key: Box<str>,
         /// The value as TOML.
-        given: String,
+        given: Box<str>,
         /// What it may be.
-        allowed: String,
+        allowed: Box<str>,
         /// What it might have been.
         suggestion: Suggestion,
     },
@@ -123,13 +123,13 @@ pub enum Error {
         /// Where.
         place: Place,
         /// The key with its section.
-        key: String,
+        key: Box<str>,
         /// The value as TOML.
-        given: String,
+        given: Box<str>,
         /// The name that is unknown.
         name: String,
         /// The names there are.
-        known: String,
+        known: Box<str>,
     },
     /// Two keys that do not go together.
     #[error("{place}: `{key}`: {reason}")]
@@ -137,7 +137,7 @@ pub enum Error {
         /// Where the key stands, or the file if it is not written.
         place: Place,
         /// The key with its section.
-        key: String,
+        key: Box<str>,
         /// What does not fit.
         reason: String,
     },
@@ -151,9 +151,8 @@ pub enum Error {
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let words = |list: &[&str]| {
-            list.iter().map(|w| format!("\"{w}\"")).collect::<Vec<_>>().join(", ")
-        };
+        let words =
+            |list: &[&str]| list.iter().map(|w| format!("\"{w}\"")).collect::<Vec<_>>().join(", ");
         match self {
             Kind::Bool => f.write_str("true or false"),
             Kind::Int(from, to) => write!(f, "a whole number from {from} to {to}"),
@@ -161,9 +160,7 @@ impl fmt::Display for Kind {
             Kind::FloatBelow(from, to) => write!(f, "a number from {from} to below {to}"),
             Kind::PairBelow(from, to) => write!(f, "two numbers from {from} to below {to}"),
             Kind::Text => f.write_str("a text that is not empty"),
-            Kind::Path => {
-                f.write_str("a path that is not empty; `~` is not expanded, ${NAME} is")
-            }
+            Kind::Path => f.write_str("a path that is not empty; `~` is not expanded, ${NAME} is"),
             Kind::NameOrPath => f.write_str("a builtin name, or a path with a `/` or `.toml`"),
             Kind::OneOf(list) => write!(f, "one of {}", words(list)),
             Kind::ListOf(list) => write!(f, "a list, without repeats, of {}", words(list)),

@@ -95,19 +95,8 @@ const COUNT: Kind = Kind::Int(1, 1 << 40);
 const FROM_ZERO: Kind = Kind::Int(0, 1 << 40);
 const SHARE: Kind = Kind::Float(0.0, 1.0);
 const POSITIVE: Kind = Kind::Float(1e-12, 1e12);
-const TARGETS: &[&str] = &[
-    "q",
-    "k",
-    "v",
-    "o",
-    "gate",
-    "up",
-    "down",
-    "c_attn",
-    "attn_c_proj",
-    "c_fc",
-    "mlp_c_proj",
-];
+const TARGETS: &[&str] =
+    &["q", "k", "v", "o", "gate", "up", "down", "c_attn", "attn_c_proj", "c_fc", "mlp_c_proj"];
 
 /// The keys of a recipe, in `[population]`, `[individual]` and `[[individual.override]]`.
 pub const RECIPE: &[Key] = &[
@@ -195,7 +184,13 @@ const INDIVIDUAL: &[Key] =
     &[key("recipe", Kind::Recipe, Is("\"oppu-code\""), Result, "recipe the keys below override")];
 
 const ENGINE: &[Key] = &[
-    key("memory_gb", Kind::Float(0.01, 1e6), Is("4.0"), Placement, "memory of a rank, in 10^9 bytes"),
+    key(
+        "memory_gb",
+        Kind::Float(0.01, 1e6),
+        Is("4.0"),
+        Placement,
+        "memory of a rank, in 10^9 bytes",
+    ),
     key("users_in_flight", FROM_ZERO, Is("0"), Placement, "users trained at once; 0 is automatic"),
     key("pack_tokens", FROM_ZERO, Is("0"), Placement, "tokens of a packed batch; 0 is automatic"),
     key("threads", Kind::Int(0, 65_536), Is("0"), Placement, "threads of a rank; 0 is automatic"),
@@ -211,7 +206,13 @@ const ENGINE: &[Key] = &[
 ];
 
 const PREDICT: &[Key] = &[
-    key("mode", Kind::OneOf(&["label", "generate"]), Required, Result, "score labels or write text"),
+    key(
+        "mode",
+        Kind::OneOf(&["label", "generate"]),
+        Required,
+        Result,
+        "score labels or write text",
+    ),
     key("max_new_tokens", Kind::Int(1, 1 << 20), Is("64"), Result, "tokens written at most"),
     key("temperature", Kind::Float(0.0, 100.0), Is("0.0"), Result, "0 is greedy"),
     key("top_k", Kind::Int(0, 1 << 24), Is("0"), Result, "best tokens kept; 0 is all"),

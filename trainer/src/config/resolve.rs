@@ -26,8 +26,8 @@ impl Document {
             let values = checker.section(section)?;
             whole.insert(section.name.to_owned(), Value::Table(values));
         }
-        let mut config = Config::deserialize(whole)
-            .map_err(|e| Error::Unsayable { reason: e.to_string() })?;
+        let mut config =
+            Config::deserialize(whole).map_err(|e| Error::Unsayable { reason: e.to_string() })?;
         for o in &mut config.individual.overrides {
             o.users.sort();
         }
@@ -44,14 +44,14 @@ impl Document {
                     found => found,
                 };
                 let place = self.place(name);
-                return Err(Error::Unknown { place, key: name.clone(), suggestion });
+                return Err(Error::Unknown { place, key: name.as_str().into(), suggestion });
             }
             if !value.is_table() {
                 return Err(Error::Value {
                     place: self.place(name),
-                    key: name.clone(),
-                    given: value.to_string(),
-                    allowed: format!("a section: [{name}]"),
+                    key: name.as_str().into(),
+                    given: value.to_string().into(),
+                    allowed: format!("a section: [{name}]").into(),
                     suggestion: Suggestion::Nothing,
                 });
             }
@@ -62,8 +62,11 @@ impl Document {
     /// What no single key can say.
     fn fitting(&self, config: &Config) -> Result<(), Error> {
         let conflict = |key: &str, reason: &str| {
-            let (key, reason) = (key.to_owned(), reason.to_owned());
-            Err(Error::Conflict { place: self.place(&key), key, reason })
+            Err(Error::Conflict {
+                place: self.place(key),
+                key: key.into(),
+                reason: reason.to_owned(),
+            })
         };
         let data = &config.data;
         let stage = config.population.enabled;
@@ -73,7 +76,8 @@ impl Document {
                     return conflict("data.personal", "must be set with source = \"jsonl\"");
                 }
                 if stage && data.population.is_none() {
-                    let reason = "must be set with source = \"jsonl\" unless population.enabled = false";
+                    let reason =
+                        "must be set with source = \"jsonl\" unless population.enabled = false";
                     return conflict("data.population", reason);
                 }
                 if data.path.is_some() {
@@ -142,9 +146,9 @@ impl Checker<'_> {
         let path = format!("individual.{OVERRIDES}");
         let not_tables = || Error::Value {
             place: self.document.place(&path),
-            key: path.clone(),
-            given: given.to_string(),
-            allowed: format!("a list of tables: [[{path}]]"),
+            key: path.as_str().into(),
+            given: given.to_string().into(),
+            allowed: format!("a list of tables: [[{path}]]").into(),
             suggestion: Suggestion::Nothing,
         };
         let keys: Vec<&Key> = OVERRIDE.iter().chain(RECIPE).collect();
@@ -185,9 +189,9 @@ impl Checker<'_> {
                 let Some(table) = value.as_table() else {
                     return Err(Error::Value {
                         place: self.document.place(&path),
-                        key: path,
-                        given: value.to_string(),
-                        allowed: "a table".to_owned(),
+                        key: path.into(),
+                        given: value.to_string().into(),
+                        allowed: "a table".into(),
                         suggestion: Suggestion::Nothing,
                     });
                 };
@@ -200,7 +204,7 @@ impl Checker<'_> {
                 };
                 return Err(Error::Unknown {
                     place: self.document.place(&path),
-                    key: path,
+                    key: path.into(),
                     suggestion,
                 });
             }
@@ -228,7 +232,7 @@ impl Checker<'_> {
             };
             let missing = || Error::Missing {
                 place: self.document.place(path),
-                key: format!("{path}.{}", key.name),
+                key: format!("{path}.{}", key.name).into(),
                 help: format!("{} ({})", key.help, key.kind),
             };
             values.insert(key.name, value.ok_or_else(missing)?);
@@ -261,9 +265,8 @@ fn default_recipe(section: &Section) -> &'static str {
 fn recipe_values(name: &str, section: &str) -> Result<Values, Error> {
     let mut values = Values::new();
     let recipe = RECIPES.iter().find(|r| r.name == name);
-    let over = recipe.map(|r| {
-        [r.both, if section == "population" { r.population } else { r.individual }]
-    });
+    let over =
+        recipe.map(|r| [r.both, if section == "population" { r.population } else { r.individual }]);
     for text in std::iter::once(ROOT).chain(over.into_iter().flatten()) {
         let table = table_of(text)?;
         for key in RECIPE {

@@ -46,7 +46,9 @@ impl Checker<'_> {
                 None => None,
             },
             Kind::OneOf(words) => ok(given.as_str().is_some_and(|w| words.contains(&w))),
-            Kind::ListOf(words) => ok(list(given).is_some_and(|l| l.iter().all(|w| words.contains(w)))),
+            Kind::ListOf(words) => {
+                ok(list(given).is_some_and(|l| l.iter().all(|w| words.contains(w))))
+            }
             Kind::Texts => ok(list(given).is_some_and(|l| l.iter().all(|w| !w.is_empty()))),
             Kind::Recipe => {
                 ok(given.as_str().is_some_and(|w| super::recipe_names().any(|n| n == w)))
@@ -71,9 +73,9 @@ impl Checker<'_> {
         let suggestion = bad.map_or(Suggestion::Nothing, |w| nearest(&w, words.into_iter()));
         Error::Value {
             place: self.document.place(path),
-            key: path.to_owned(),
-            given: given.to_string(),
-            allowed: kind.to_string(),
+            key: path.into(),
+            given: given.to_string().into(),
+            allowed: kind.to_string().into(),
             suggestion,
         }
     }
@@ -87,10 +89,10 @@ impl Checker<'_> {
             let known = after.contains('}').then(|| self.variables.get(name)).flatten();
             let value = known.ok_or_else(|| Error::Variable {
                 place: self.document.place(path),
-                key: path.to_owned(),
-                given: Value::from(text).to_string(),
+                key: path.into(),
+                given: Value::from(text).to_string().into(),
                 name: name.to_owned(),
-                known: self.variables.keys().cloned().collect::<Vec<_>>().join(", "),
+                known: self.variables.keys().cloned().collect::<Vec<_>>().join(", ").into(),
             })?;
             out.push_str(before);
             out.push_str(value);
@@ -130,8 +132,7 @@ fn tidy(path: &Path) -> PathBuf {
 }
 
 fn number(value: &Value) -> Option<f64> {
-    let whole = |n: i64| i32::try_from(n).ok().map(f64::from);
-    value.as_float().or_else(|| value.as_integer().and_then(whole)).filter(|x| x.is_finite())
+    value.as_float().or_else(|| value.as_integer().map(|n| n as f64)).filter(|x| x.is_finite())
 }
 
 fn below(value: &Value, from: f64, to: f64) -> Option<Value> {
@@ -177,7 +178,9 @@ mod tests {
 
     #[test]
     fn distance() {
-        for (a, b, n) in [("", "abc", 3), ("kitten", "sitting", 3), ("abc", "abc", 0), ("é", "e", 1)] {
+        for (a, b, n) in
+            [("", "abc", 3), ("kitten", "sitting", 3), ("abc", "abc", 0), ("é", "e", 1)]
+        {
             assert_eq!((edits(a, b), edits(b, a)), (n, n), "{a} {b}");
         }
         let words = ["lora_rank", "alpha", "epochs"];

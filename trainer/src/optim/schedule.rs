@@ -43,7 +43,9 @@ impl Schedule {
         let factor = match self.kind {
             ScheduleKind::Constant => 1.0,
             ScheduleKind::Linear => left / span,
-            ScheduleKind::Cosine => (1.0 + (std::f64::consts::PI * (1.0 - left / span)).cos()) / 2.0,
+            ScheduleKind::Cosine => {
+                (1.0 + (std::f64::consts::PI * (1.0 - left / span)).cos()) / 2.0
+            }
         };
         self.base_rate * factor
     }
@@ -87,7 +89,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::float_cmp, reason = "all rates are representable")]
     fn constant_stays() {
         assert_eq!(rates(&schedule(ScheduleKind::Constant, 2, 4)), [0.0, 1.0, 2.0, 2.0, 2.0]);
     }
@@ -123,7 +124,8 @@ mod tests {
             early_stop: crate::config::EarlyStop { enabled: false, held_out: 0.1, patience: 1 },
         };
         // math.ceil(n * 0.1) in Python for these n; 3 * 0.1 is 0.30000000000000004, 30 * 0.1 is 3.0.
-        for (steps, warmup) in [(0, 0), (1, 1), (3, 1), (10, 1), (11, 2), (30, 3), (32, 4), (70, 7)] {
+        for (steps, warmup) in [(0, 0), (1, 1), (3, 1), (10, 1), (11, 2), (30, 3), (32, 4), (70, 7)]
+        {
             assert_eq!(Schedule::new(&recipe, steps).warmup_steps, warmup, "{steps} steps");
         }
         recipe.warmup_ratio = 1.0;
@@ -132,7 +134,9 @@ mod tests {
 
     #[test]
     fn steps_keep_the_partial_batch() {
-        for (items, batch, epochs, steps) in [(32, 16, 2, 4), (33, 16, 2, 6), (1, 16, 3, 3), (0, 16, 2, 0)] {
+        for (items, batch, epochs, steps) in
+            [(32, 16, 2, 4), (33, 16, 2, 6), (1, 16, 3, 3), (0, 16, 2, 0)]
+        {
             assert_eq!(steps_per_user(items, batch, epochs), Ok(steps));
         }
         assert_eq!(steps_per_user(5, 0, 1), Err(Error::EmptyBatch));

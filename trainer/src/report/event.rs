@@ -135,7 +135,8 @@ impl Progress {
         let first = *ranks.first()?;
         let left = |p: &&Progress| p.tokens_done < p.tokens;
         let known = ranks.iter().filter(left).all(|p| p.eta_s.is_some());
-        let eta_s = known.then(|| ranks.iter().filter(left).filter_map(|p| p.eta_s).fold(0.0, f64::max));
+        let eta_s =
+            known.then(|| ranks.iter().filter(left).filter_map(|p| p.eta_s).fold(0.0, f64::max));
         Some(ranks[1..].iter().fold(Progress { eta_s, ..first }, |sum, p| Progress {
             users_done: sum.users_done + p.users_done,
             users: sum.users + p.users,
@@ -218,7 +219,8 @@ mod tests {
 
     fn step(loss: f64) -> Record {
         let user = UserId::new("a\n\"b\"");
-        let event = Event::UserStep { user, step: Step(3), loss, grad_norm: 0.5, learning_rate: 1e-3 };
+        let event =
+            Event::UserStep { user, step: Step(3), loss, grad_norm: 0.5, learning_rate: 1e-3 };
         Record { at_s: 12.5, rank: 2, event }
     }
 
@@ -235,7 +237,7 @@ mod tests {
         for loss in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
             let back = Record::from_line(&step(loss).to_line().unwrap()).unwrap();
             let Event::UserStep { loss: got, .. } = back.event else { panic!("{back:?}") };
-            assert_eq!(got.to_bits() & !(1 << 63) , loss.to_bits() & !(1 << 63));
+            assert_eq!(got.to_bits() & !(1 << 63), loss.to_bits() & !(1 << 63));
             assert!(got.is_nan() || got.is_sign_positive() == loss.is_sign_positive());
         }
         assert!(Record::from_line(r#"{"at_s":1,"rank":0,"event":"user_st"#).is_err());
@@ -254,7 +256,10 @@ mod tests {
             eta_s: None,
         };
         let (fast, slow) = (one.with_pace(100.0), one.with_pace(10.0));
-        assert_eq!((fast.eta_s, slow.eta_s, one.with_pace(0.0).eta_s), (Some(3.0), Some(30.0), None));
+        assert_eq!(
+            (fast.eta_s, slow.eta_s, one.with_pace(0.0).eta_s),
+            (Some(3.0), Some(30.0), None)
+        );
         let all = Progress::of_ranks(&[fast, slow]).unwrap();
         assert_eq!((all.users_done, all.users, all.tokens_done, all.tokens), (2, 8, 200, 800));
         assert_eq!((all.tokens_per_s, all.eta_s), (110.0, Some(30.0)));

@@ -78,7 +78,10 @@ impl JsonlSink {
         &self.path
     }
 
-    fn with<T>(&self, body: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<T>) -> Result<T, Error> {
+    fn with<T>(
+        &self,
+        body: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<T>,
+    ) -> Result<T, Error> {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         body(&mut file).map_err(|source| Error::Io { path: self.path.clone(), source })
     }

@@ -6,7 +6,7 @@ use trainer::comm::{
 };
 
 /// Every collective on `comm`; panics on a wrong result, passes a failed collective up.
-pub fn every_collective(comm: &dyn Communicator) -> Result<()> {
+pub(crate) fn every_collective(comm: &dyn Communicator) -> Result<()> {
     let (rank, size) = (comm.rank(), comm.size());
     assert!(rank < size);
     comm.barrier()?;
@@ -94,15 +94,12 @@ fn floats(comm: &dyn Communicator) -> Result<()> {
 fn outside(comm: &dyn Communicator) {
     let (rank, size) = (comm.rank(), comm.size());
     let refused = |op| Error::Root { op, rank, root: size, size };
-    assert_eq!(
-        comm.broadcast_bytes(size, &mut Vec::new()),
-        Err(refused(Op::BroadcastBytes))
-    );
+    assert_eq!(comm.broadcast_bytes(size, &mut Vec::new()), Err(refused(Op::BroadcastBytes)));
     assert_eq!(comm.gather_bytes(size, &[]), Err(refused(Op::GatherBytes)));
 }
 
 /// Values whose f32 sum depends on the order of addition.
-pub fn shard_gradient(shard: u32, len: usize) -> Vec<f32> {
+pub(crate) fn shard_gradient(shard: u32, len: usize) -> Vec<f32> {
     let value = |i: usize| {
         let x = (i as f32 * 0.37 + shard as f32 * 1.7).sin();
         x * 10f32.powi(i32::try_from((shard as usize * 5 + i) % 9).unwrap() - 4)
@@ -111,7 +108,7 @@ pub fn shard_gradient(shard: u32, len: usize) -> Vec<f32> {
 }
 
 /// The bits of the sum of `num_shards` shards held by this world's ranks, with buffers of `buffer_bytes`; the loss too.
-pub fn sum_of_shards(
+pub(crate) fn sum_of_shards(
     comm: &dyn Communicator,
     num_shards: u32,
     len: usize,
@@ -122,15 +119,18 @@ pub fn sum_of_shards(
     ids.reverse();
     let values: Vec<f32> = ids.iter().flat_map(|&v| shard_gradient(v, len)).collect();
     let losses: Vec<f64> = ids.iter().map(|&v| 0.1 * f64::from(v) + 1e-7).collect();
-    let sync = HostSync { num_shards, buffer_bytes };
+    let sync = HostSync::new(num_shards).with_buffer_bytes(buffer_bytes);
     let mut total = vec![f32::NAN; len];
+    sync.reduce_shards(comm, LocalShards { ids: &ids, values: &values }, &mut total)?;
+    // Again over buffers that hold the last call's numbers, and over another result.
+    total.reverse();
     sync.reduce_shards(comm, LocalShards { ids: &ids, values: &values }, &mut total)?;
     let loss = sync.reduce_scalars(comm, &ids, &losses)?;
     Ok((total.iter().map(|x| x.to_bits()).collect(), loss.to_bits()))
 }
 
 /// What `sum_of_shards` must give, added up directly.
-pub fn sum_in_order(num_shards: u32, len: usize) -> (Vec<u32>, u64) {
+pub(crate) fn sum_in_order(num_shards: u32, len: usize) -> (Vec<u32>, u64) {
     let mut total = shard_gradient(0, len);
     let mut loss = 1e-7;
     for v in 1..num_shards {
