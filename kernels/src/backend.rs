@@ -147,14 +147,3 @@ fn check_window(
     crate::error::check_eq(op, what, width, width.min(stride))?;
     check_len(op, what, start + (rows - 1) * stride + width, len)
 }
-
-/// Whether the CUDA driver, NVRTC and NCCL can be loaded on this machine. Looks only: nothing of them is
-/// called, since cudarc panics when a library that is called is missing.
-pub fn cuda_libraries() -> (bool, bool, bool) {
-    // Looking a library up runs its initialisers; the calls are cudarc's own, guarded inside it.
-    (
-        cuda_library(cudarc::driver::sys::is_culib_present),
-        cuda_library(cudarc::nvrtc::sys::is_culib_present),
-        cuda_library(cudarc::nccl::sys::is_culib_present),
-    )
-}

@@ -12,6 +12,7 @@ pub mod activation;
 pub mod attention;
 pub mod backend;
 pub mod cpu;
+pub mod cuda;
 pub mod embedding;
 pub mod error;
 mod lanes;

@@ -55,11 +55,11 @@ fn bandwidth(comm: &dyn Communicator) -> anyhow::Result<f64> {
 /// Libraries are looked for before anything of them is called: cudarc panics on a missing one.
 fn gpu() -> String {
     let found = |there: bool| if there { "found" } else { "not found" };
-    let (driver, nvrtc, nccl) = kernels::backend::cuda_libraries();
+    let libraries = kernels::cuda::libraries();
     format!(
         "CUDA driver {}, NVRTC {}, NCCL {}; this version trains on CPUs alone",
-        found(driver),
-        found(nvrtc),
-        found(nccl)
+        found(libraries.driver),
+        found(libraries.nvrtc),
+        found(libraries.nccl)
     )
 }

@@ -1,8 +1,11 @@
 //! Sizes of a run: rows of a pack, users in flight, stored blocks, from the memory budget; and the
 //! forecast people see before anything starts.
 
+use crate::exit::{Exit, Fails};
 use crate::session::Session;
+use crate::watch::print;
 use kernels::Cpu;
+use trainer::comm::Communicator;
 use trainer::model::activations::StepSize;
 use trainer::model::network::Network;
 use trainer::config::Recompute;
@@ -97,4 +100,43 @@ pub(crate) fn budget(session: &Session) -> usize {
 #[expect(clippy::cast_precision_loss, reason = "for people")]
 pub(crate) fn gigabytes(bytes: usize) -> f64 {
     bytes as f64 / 1e9
+}
+
+/// What the run would do, on standard output of rank 0.
+pub(crate) fn print_plan(session: &Session, comm: &dyn Communicator) -> anyhow::Result<Exit> {
+    if comm.rank() > 0 {
+        return Ok(Exit::Done);
+    }
+    let (config, index) = (&session.config, session.index());
+    let (mut tokens, mut steps, mut items, mut unusable) = (0u64, 0u64, 0usize, 0usize);
+    for record in session.data.users() {
+        let record = record?;
+        let recipe = config.individual.training_of(&record.id);
+        match session.examples(&record) {
+            Ok(examples) => {
+                let epochs = u64::from(recipe.epochs);
+                items += examples.len();
+                steps += examples.len().div_ceil(recipe.batch_size as usize) as u64 * epochs;
+                tokens += examples.iter().map(|e| e.tokens.len() as u64).sum::<u64>() * epochs;
+            }
+            Err(_) => unusable += 1,
+        }
+    }
+    let users = index.personal.len();
+    let mine = users.div_ceil(comm.size());
+    let layers = session.base.spec().layers;
+    let net = Network::new(Cpu, &session.base, &session.sites.by_layer(layers), config.prompt.max_length.min(session.base.spec().max_positions))?;
+    let bounds = Bounds::of(session, mine);
+    let sizes = choose(&net, bounds).input("raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens")?;
+    let base = session.base.describe();
+    let line = |name: &str, value: String| print(&format!("{name:<22} {value}"));
+    line("base", format!("{} parameters, {} in block products, {:.2} GB mapped, shared by the ranks of a node", base.parameters, base.block_matmul_parameters, gigabytes(session.base.mapped_bytes())));
+    line("users", format!("{users} to personalise ({unusable} unusable, {} put aside), {} in the population", index.quarantined.len(), index.population.len()));
+    line("examples", format!("{items} history items, {} queries", index.personal.iter().map(|u| u.num_queries).sum::<usize>()));
+    line("individual stage", format!("{steps} optimiser steps, {tokens} tokens (before shared prefixes)"));
+    line("adapter", format!("{} parameters, {:.2} MB, {:.2} MB of state in flight", bounds.adapter_params, gigabytes(bounds.adapter_params * 4) * 1e3, gigabytes(bounds.adapter_params * 16) * 1e3));
+    line("ranks", format!("{} with {} threads, up to {mine} users each", comm.size(), rayon::current_num_threads()));
+    line("in flight, a rank", format!("{} users, packs of {} rows, {} of {layers} blocks stored", sizes.slots, sizes.step.rows, sizes.step.stored_blocks.min(layers)));
+    line("memory, a rank", format!("{:.2} GB of buffers and adapters, budget {:.2} GB with the base", gigabytes(sizes.bytes), config.engine.memory_gb));
+    Ok(Exit::Done)
 }

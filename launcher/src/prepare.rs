@@ -3,7 +3,8 @@
 use crate::cli::PrepareArgs;
 use crate::exit::{Exit, Fails};
 use crate::watch::{print, say};
-use trainer::data::{Limits, Role, check};
+use trainer::data::jsonl::Limits;
+use trainer::data::{Role, check};
 
 pub(crate) fn run(args: &PrepareArgs) -> anyhow::Result<Exit> {
     let role = if args.population { Role::Population } else { Role::Personal };

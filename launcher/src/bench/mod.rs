@@ -1,0 +1,45 @@
+//! Measurements through the whole engine; the operations' own are `cargo bench -p kernels`.
+
+mod predict;
+mod train;
+mod workload;
+
+use crate::cli::Bench;
+use crate::env::Env;
+use crate::exit::Exit;
+use crate::watch::print;
+use anyhow::Context;
+use std::path::Path;
+use trainer::store::write_atomic;
+
+pub(crate) fn run(bench: &Bench, env: &Env) -> anyhow::Result<Exit> {
+    match bench {
+        Bench::Train(args) => train::run(args, env),
+        Bench::Predict(args) => predict::run(args, env),
+    }
+}
+
+/// The result: on the terminal line by line, and as JSON where asked.
+fn report(result: &serde_json::Value, json: Option<&Path>) -> anyhow::Result<()> {
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(result)? + "\n";
+        if path == Path::new("-") {
+            print(text.trim_end());
+            return Ok(());
+        }
+        write_atomic(path, text.as_bytes()).with_context(|| format!("{}", path.display()))?;
+    }
+    for (key, value) in result.as_object().into_iter().flatten() {
+        if !value.is_object() {
+            print(&format!("{key:<28} {value}"));
+        }
+    }
+    Ok(())
+}
+
+/// Largest resident memory of this process so far, in bytes (`VmHWM`).
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}

@@ -1,0 +1,110 @@
+//! Real users on a real base, the same for every measurement.
+
+use crate::cli::BenchArgs;
+use crate::env::Env;
+use crate::exit::Fails;
+use anyhow::Context;
+use kernels::Cpu;
+use std::path::PathBuf;
+use trainer::data::{Dataset, Ml100k, OnBad, Source};
+use trainer::ids::UserId;
+use trainer::lora::{AdapterSpec, SiteList, Target};
+use trainer::model::cache::MappedBase;
+use trainer::model::network::Network;
+use trainer::model::tokenizer::Tokenizer;
+use trainer::prompt::{Builder, Example, Task, Template};
+use trainer::retrieval::{Retrieval, Retriever};
+
+/// Longest example.
+const MAX_LENGTH: usize = 512;
+
+/// Base, tokenizer and users of a benchmark.
+#[derive(Debug)]
+pub(super) struct Workload {
+    pub(super) base: MappedBase,
+    pub(super) tokenizer: Tokenizer,
+    task: Task,
+    data: Dataset,
+    users: usize,
+    items: usize,
+    pub(super) targets: Vec<Target>,
+    pub(super) sites: SiteList,
+    pub(super) threads: usize,
+}
+
+impl Workload {
+    pub(super) fn open(args: &BenchArgs, env: &Env) -> anyhow::Result<Self> {
+        crate::threads(args.threads, env)?;
+        let source = trainer::model::weights::open(&args.base).input("scripts/setup fetches a base")?;
+        let base = MappedBase::load(&Cpu, source.as_ref(), &env.cache.join("prepared"))?;
+        let tokenizer = Tokenizer::open(&args.base, base.spec())?;
+        let data = trainer::data::load(&source_of(args)?, OnBad::Quarantine).input("docs/guides/data.md")?;
+        let names = match base.spec().family {
+            trainer::model::spec::Family::Llama => &["q", "v"][..],
+            trainer::model::spec::Family::Gpt2 => &["c_attn"],
+        };
+        let targets = Target::parse_all(names)?;
+        let sites = SiteList::of_base(base.spec(), &targets)?;
+        let threads = rayon::current_num_threads();
+        let task = Task::new(Template::rating())?;
+        Ok(Self { base, tokenizer, task, data, users: args.users, items: args.items, targets, sites, threads })
+    }
+
+    pub(super) fn network(&self) -> anyhow::Result<Network<Cpu>> {
+        let layers = self.base.spec().layers;
+        Ok(Network::new(Cpu, &self.base, &self.sites.by_layer(layers), MAX_LENGTH)?)
+    }
+
+    /// `r`, alpha 8 as in OPPU, on q and v.
+    pub(super) fn adapter(&self, lora_rank: u32, dropout: f64) -> AdapterSpec {
+        AdapterSpec { lora_rank, alpha: 8.0, rslora: false, dropout, targets: self.targets.clone() }
+    }
+
+    /// The users' examples; where there are fewer users than asked for, they come again under other ids.
+    pub(super) fn users(&self) -> anyhow::Result<Vec<(UserId, Vec<Example>)>> {
+        let builder = Builder {
+            task: &self.task,
+            tokenizer: &self.tokenizer,
+            retrieval: Retrieval { retriever: Retriever::Recency, k: 0, seed: 0 },
+            max_len: MAX_LENGTH,
+        };
+        let mut real = Vec::new();
+        for record in self.data.users().take(self.users) {
+            let record = record?;
+            let mut examples: Vec<Example> = builder.history_examples(&record).into_iter().collect::<Result<_, _>>()?;
+            examples.truncate(self.items);
+            real.push((record.id, examples));
+        }
+        anyhow::ensure!(!real.is_empty(), "the data have no users");
+        Ok((0..self.users)
+            .map(|i| {
+                let (id, examples) = &real[i % real.len()];
+                let id = if i < real.len() { id.clone() } else { UserId::new(&format!("{}#{}", id.as_str(), i / real.len())) };
+                (id, examples.clone())
+            })
+            .collect())
+    }
+}
+
+fn source_of(args: &BenchArgs) -> anyhow::Result<Source> {
+    let hint = "write --data ml-100k=FOLDER or --data jsonl=FILE";
+    let (kind, path) = args.data.split_once('=').context("--data has no `=`").input(hint)?;
+    let path = PathBuf::from(path);
+    match kind {
+        "ml-100k" => {
+            let selection = Ml100k {
+                // Of 943 people 568 have 40 ratings of history or more; larger counts repeat them.
+                personal_users: args.users.min(500),
+                population_users: 0,
+                min_history: args.items.min(40),
+                max_history: args.items,
+                max_queries: usize::MAX,
+                max_population_items: usize::MAX,
+                seed: 1,
+            };
+            Ok(Source::Ml100k { path, selection })
+        }
+        "jsonl" => Ok(Source::Jsonl { personal: path, population: None, max_line_bytes: 64 << 20 }),
+        _ => Err(anyhow::anyhow!("unknown kind of data {kind:?}")).input(hint),
+    }
+}
