@@ -28,3 +28,32 @@ pub mod rope;
 pub use backend::{Backend, Mat, MatMut};
 pub use cpu::Cpu;
 pub use error::{Error, Result};
+
+/// Everything a training step needs of a backend.
+pub trait Ops:
+    Backend
+    + linear::Linear
+    + lora::Lora
+    + attention::Attention
+    + norm::Norm
+    + rope::Rope
+    + activation::Activation
+    + embedding::Embedding
+    + loss::Loss
+    + optim::Optim
+{
+}
+
+impl<B> Ops for B where
+    B: Backend
+        + linear::Linear
+        + lora::Lora
+        + attention::Attention
+        + norm::Norm
+        + rope::Rope
+        + activation::Activation
+        + embedding::Embedding
+        + loss::Loss
+        + optim::Optim
+{
+}
