@@ -18,7 +18,8 @@ impl std::fmt::Debug for NaiveWeight {
 }
 
 impl NaiveWeight {
-    fn at(&self, i: usize, o: usize) -> f64 {
+    /// Element (input `i`, output `o`), widened.
+    pub(super) fn at(&self, i: usize, o: usize) -> f64 {
         f64::from((*self.storage).as_ref()[self.offset + i * self.shape.out_dim + o])
     }
 }

@@ -9,8 +9,10 @@
 
 mod activation;
 mod attention;
+mod embedding;
 mod linear;
 mod lora;
+mod loss;
 mod norm;
 mod optim;
 mod rope;
