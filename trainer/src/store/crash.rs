@@ -194,6 +194,8 @@ impl FsFile for CrashFile {
         let mut state = self.fs.state();
         let result = state.call();
         self.failed = result.is_err();
+        // A dead process's pages may still reach the disk; those of a failed sync never do.
+        let dead = self.failed && matches!(state.fault, Fault::StopAt(_));
         let Inode { live, durable, dirty } = &mut state.inodes[self.inode];
         if !self.failed {
             durable.resize(live.len(), 0);
@@ -201,7 +203,9 @@ impl FsFile for CrashFile {
                 durable[range.clone()].copy_from_slice(&live[range.clone()]);
             }
         }
-        dirty.clear();
+        if !dead {
+            dirty.clear();
+        }
         result
     }
 }
