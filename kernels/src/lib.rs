@@ -31,7 +31,6 @@ pub use cpu::Cpu;
 pub use error::{Error, Result};
 
 /// Every operation family of a training step; implemented by each complete backend.
-/// Everything a training step needs of a backend.
 pub trait Ops:
     Backend
     + linear::Linear
