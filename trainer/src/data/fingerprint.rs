@@ -106,6 +106,15 @@ mod tests {
     }
 
     #[test]
+    fn moving_an_item_to_the_queries_counts() {
+        let x = r#"{"id":"1","text":"x"}"#;
+        let y = r#"{"id":"2","text":"y"}"#;
+        let both = of(&format!(r#"{{"id":"u","history":[{x},{y}],"queries":[]}}"#));
+        assert_ne!(both, of(&format!(r#"{{"id":"u","history":[{x}],"queries":[{y}]}}"#)));
+        assert_ne!(both, of(&format!(r#"{{"id":"u","history":[{y},{x}],"queries":[]}}"#)));
+    }
+
+    #[test]
     fn a_set_has_no_order_but_sides() {
         let (a, b) =
             ((UserKey([1; 32]), Fingerprint([2; 32])), (UserKey([3; 32]), Fingerprint([4; 32])));

@@ -135,6 +135,21 @@ fn a_system_error_ends_the_iteration() {
     assert!(reader.next().is_none());
 }
 
+/// The guide's example is valid and says what the guide says.
+#[test]
+fn the_guides_example_reads() {
+    let guide = include_str!("../../../docs/guides/data.md");
+    let (_, rest) = guide.split_once("```jsonl\n").unwrap();
+    let (example, _) = rest.split_once("```").unwrap();
+    let users: Vec<_> = read(example.as_bytes()).into_iter().map(Result::unwrap).collect();
+    let shape = |u: &UserRecord| (u.id.to_string(), u.history.len(), u.queries.len());
+    assert_eq!(
+        users.iter().map(shape).collect::<Vec<_>>(),
+        [("ann".to_owned(), 2, 1), ("bob".to_owned(), 1, 0)]
+    );
+    assert_eq!(users[1].history[0].id, "h0");
+}
+
 #[test]
 fn check_counts_and_lists() {
     let mut file = tempfile::NamedTempFile::new().unwrap();

@@ -1,7 +1,7 @@
 //! MovieLens 100k ratings as LaMP-3-shaped users (a text, a score from 1 to 5).
 //!
 //! Owns: which users and ratings are taken ([`Ml100k`]), and how a film becomes a text. Reads the
-//! folder `dataset_example/ml-100k` of the `recbole` package (the tables are [`super::ml100k_table`]).
+//! folder `dataset_example/ml-100k` of the `recbole` package (the tables are `ml100k_table.rs`).
 //! The data is under GroupLens' terms: it is read where it is installed and never copied.
 
 use super::ml100k_table::{Film, Rating, films, ratings};

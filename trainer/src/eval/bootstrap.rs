@@ -3,6 +3,7 @@
 use super::EvalError;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// How intervals are made: the percentile bootstrap of a paired difference.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,11 +33,11 @@ pub struct Interval {
     pub hi: f64,
 }
 
-/// Two arms' sums per unit: `[units, columns]`, row-major.
-pub(super) struct Paired<'a> {
-    pub(super) arm: &'a [f64],
-    pub(super) reference: &'a [f64],
-    pub(super) columns: usize,
+/// Sums per unit, `[units, width]` row-major, and the unit's name, which picks the stream of draws.
+pub(super) struct Rows<'a> {
+    pub(super) unit: &'static str,
+    pub(super) sums: &'a [f64],
+    pub(super) width: usize,
 }
 
 impl Bootstrap {
@@ -50,49 +51,79 @@ impl Bootstrap {
         if arm.len() != reference.len() {
             return Err(EvalError::Bootstrap("the arms have different numbers of values"));
         }
-        let mean = |sums: &[f64]| sums[0] / arm.len() as f64;
-        self.difference("value", &Paired { arm, reference, columns: 1 }, mean)
+        let sums: Vec<f64> = arm.iter().zip(reference).map(|(a, r)| a - r).collect();
+        let resamples = self.resample(&Rows { unit: "value", sums: &sums, width: 1 })?;
+        Ok(self.interval(resamples.iter().map(|sum| sum[0] / arm.len() as f64)))
     }
 
-    /// Interval of statistic(sum of arm's rows) - statistic(sum of reference's rows) when units are
-    /// drawn with replacement, the same for both. `unit` names the stream of draws.
-    pub(super) fn difference(
-        &self,
-        unit: &str,
-        paired: &Paired<'_>,
-        statistic: impl Fn(&[f64]) -> f64 + Sync,
-    ) -> Result<Interval, EvalError> {
-        let columns = paired.columns;
-        let units = paired.arm.len() / columns;
-        if units == 0 {
-            return Err(EvalError::Empty { what: "bootstrap".to_owned() });
-        }
+    /// Draws the units with replacement, as many as there are: per resample the sums over its rows.
+    ///
+    /// One matrix holds all arms, so that every arm meets the same draws.
+    ///
+    /// # Errors
+    /// No units, parameters out of range.
+    pub(super) fn resample(&self, rows: &Rows<'_>) -> Result<Vec<Vec<f64>>, EvalError> {
         if self.replicates == 0 {
             return Err(EvalError::Bootstrap("needs at least one resample"));
         }
         if !(self.confidence > 0.0 && self.confidence < 1.0) {
             return Err(EvalError::Bootstrap("the confidence must lie between 0 and 1"));
         }
-        let replicate = |number: u32| {
-            let mut draws = Draws::new(self.seed, unit, number, units);
-            let mut sums = vec![0.0; 2 * columns];
-            let (arm, reference) = sums.split_at_mut(columns);
-            for _ in 0..units {
-                let row = draws.next() * columns;
-                add(arm, &paired.arm[row..row + columns]);
-                add(reference, &paired.reference[row..row + columns]);
+        let classes = Classes::new(rows);
+        if classes.of_unit.is_empty() {
+            return Err(EvalError::Empty { what: "bootstrap".to_owned() });
+        }
+        let resample = |counts: &mut Vec<u32>, replicate: u32| {
+            counts.fill(0);
+            let mut draws = Draws::new(self.seed, rows.unit, replicate, classes.of_unit.len());
+            for _ in 0..classes.of_unit.len() {
+                counts[classes.of_unit[draws.next()]] += 1;
             }
-            statistic(arm) - statistic(reference)
+            let mut sums = vec![0.0; rows.width];
+            for (&count, row) in counts.iter().zip(classes.rows.chunks_exact(rows.width)) {
+                if count > 0 {
+                    sums.iter_mut().zip(row).for_each(|(sum, v)| *sum += f64::from(count) * v);
+                }
+            }
+            sums
         };
-        let mut values: Vec<f64> = (0..self.replicates).into_par_iter().map(replicate).collect();
+        let counts = || vec![0; classes.rows.len() / rows.width];
+        Ok((0..self.replicates).into_par_iter().map_init(counts, resample).collect())
+    }
+
+    /// The percentile interval of a statistic's values, one a resample.
+    pub(super) fn interval(&self, values: impl Iterator<Item = f64>) -> Interval {
+        let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
         let tail = (1.0 - self.confidence) / 2.0;
-        Ok(Interval { lo: quantile(&values, tail), hi: quantile(&values, 1.0 - tail) })
+        Interval { lo: quantile(&values, tail), hi: quantile(&values, 1.0 - tail) }
     }
 }
 
-fn add(sums: &mut [f64], row: &[f64]) {
-    sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += value);
+/// Units with equal rows, gathered: with few labels there are few kinds of queries, so a resample
+/// costs little more than its draws.
+struct Classes {
+    /// Class of each unit, numbered by first occurrence.
+    of_unit: Vec<usize>,
+    /// `[classes, width]`.
+    rows: Vec<f64>,
+}
+
+impl Classes {
+    fn new(rows: &Rows<'_>) -> Self {
+        let mut known = BTreeMap::new();
+        let mut classes = Self { of_unit: Vec::new(), rows: Vec::new() };
+        for row in rows.sums.chunks_exact(rows.width) {
+            let bits: Vec<u64> = row.iter().map(|v| v.to_bits()).collect();
+            let next = known.len();
+            let class = *known.entry(bits).or_insert(next);
+            if class == next {
+                classes.rows.extend_from_slice(row);
+            }
+            classes.of_unit.push(class);
+        }
+        classes
+    }
 }
 
 /// Linear interpolation between the order statistics at q (n - 1), as numpy's default.
@@ -104,11 +135,9 @@ fn quantile(sorted: &[f64], q: f64) -> f64 {
     sorted[below] + (sorted[above] - sorted[below]) * (at - at.floor())
 }
 
-/// Unit numbers of one replicate: BLAKE3 of (unit, seed, replicate) in counter mode.
+/// Unit numbers of one replicate: SplitMix64 (a mixed counter) from a BLAKE3 key of (seed, unit, replicate).
 struct Draws {
-    stream: blake3::OutputReader,
-    block: [u8; 512],
-    used: usize,
+    state: u64,
     units: u64,
 }
 
@@ -116,20 +145,21 @@ impl Draws {
     fn new(seed: u64, unit: &str, replicate: u32, units: usize) -> Self {
         let mut hasher = blake3::Hasher::new_derive_key("myriad 2026 bootstrap");
         hasher.update(&seed.to_le_bytes()).update(&replicate.to_le_bytes()).update(unit.as_bytes());
-        Self { stream: hasher.finalize_xof(), block: [0; 512], used: 512, units: units as u64 }
+        let mut key = [0; 8];
+        hasher.finalize_xof().fill(&mut key);
+        Self { state: u64::from_le_bytes(key), units: units as u64 }
     }
 
     /// A number below `units`; 64 random bits scaled, so its bias is below units / 2^64.
     fn next(&mut self) -> usize {
-        if self.used == self.block.len() {
-            self.stream.fill(&mut self.block);
-            self.used = 0;
-        }
-        let mut word = [0; 8];
-        word.copy_from_slice(&self.block[self.used..self.used + 8]);
-        self.used += 8;
-        let scaled = (u128::from(u64::from_le_bytes(word)) * u128::from(self.units)) >> 64;
-        usize::try_from(scaled).unwrap_or(0)
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut word = self.state;
+        word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        word ^= word >> 31;
+        #[expect(clippy::cast_possible_truncation, reason = "below units, a usize")]
+        let number = ((u128::from(word) * u128::from(self.units)) >> 64) as usize;
+        number
     }
 }
 
@@ -225,6 +255,24 @@ mod tests {
                 .iter()
                 .all(|d| *d != base)
         );
+    }
+
+    /// Against the sums of the drawn rows, one by one.
+    #[test]
+    fn gathered_rows_sum_as_drawn() {
+        let sums: Vec<f64> = (0..60).map(|i| f64::from(i / 2 % 4)).collect();
+        let done =
+            bootstrap(2, 20).resample(&Rows { unit: "user", sums: &sums, width: 2 }).unwrap();
+        for (replicate, got) in (0..).zip(done) {
+            let mut draws = Draws::new(2, "user", replicate, 30);
+            let mut expected = [0.0; 2];
+            for _ in 0..30 {
+                let at = 2 * draws.next();
+                expected[0] += sums[at];
+                expected[1] += sums[at + 1];
+            }
+            assert_eq!(got, expected);
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Arms against references, metric by metric, with paired intervals.
 
 use super::arms::{Sorted, Sums};
-use super::bootstrap::Paired;
+use super::bootstrap::Rows;
 use super::{Arm, Bootstrap, EvalError, Interval, Metric, sign_test};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -112,19 +112,14 @@ pub fn compare(arms: &[Arm], options: &Options) -> Result<Comparison, EvalError>
     }
     let mut rows = Vec::new();
     for &metric in &options.metrics {
-        let sums = sorted
-            .iter()
-            .map(|arm| arm.sums(metric, &options.labels))
-            .collect::<Result<Vec<_>, _>>()?;
-        for (arm, own) in sorted.iter().zip(&sums) {
-            let mut differences = Vec::new();
-            for name in options.references.iter().filter(|name| *name != arm.name) {
-                let others = sorted.iter().zip(&sums).filter(|(other, _)| other.name == name);
-                for (_, reference) in others {
-                    differences.push(difference(name, metric, own, reference, &options.bootstrap)?);
-                }
-            }
-            rows.push(row(arm, metric, own, differences));
+        let sums = sorted.iter().map(|arm| arm.sums(metric, &options.labels));
+        let panel = Panel::new(metric, sums.collect::<Result<_, _>>()?, &options.bootstrap)?;
+        for (own, arm) in sorted.iter().enumerate() {
+            let against = options.references.iter().filter(|name| *name != arm.name);
+            let places = against.filter_map(|name| sorted.iter().position(|a| a.name == name));
+            let differences =
+                places.map(|other| panel.difference(own, other, sorted[other].name)).collect();
+            rows.push(panel.row(own, arm, differences));
         }
     }
     let unlabelled = arms.iter().flat_map(|a| &a.predictions).filter(|p| p.gold.is_none()).count();
@@ -164,53 +159,89 @@ fn same_queries(first: &Sorted<'_>, second: &Sorted<'_>) -> Result<(), EvalError
     }
 }
 
-fn row(arm: &Sorted<'_>, metric: Metric, sums: &Sums, differences: Vec<Difference>) -> Row {
-    let values = sums.user_values(metric);
-    let num_users = values.len();
-    Row {
-        arm: arm.name.to_owned(),
-        metric,
-        num_queries: arm.predictions.len(),
-        num_users,
-        over_queries: metric.value(&sums.all),
-        over_users: metric.per_user().then(|| mean(&values)),
-        differences,
+/// One metric: the sums of all arms and their resamples.
+struct Panel<'a> {
+    metric: Metric,
+    bootstrap: &'a Bootstrap,
+    sums: Vec<Sums>,
+    /// Per arm: the users' values.
+    values: Vec<Vec<f64>>,
+    /// Resamples by users, `[arms, columns]` each.
+    by_user: Vec<Vec<f64>>,
+    /// Resamples by queries, `[arms, columns]` each.
+    by_query: Vec<Vec<f64>>,
+    /// Resampled sums of the users' values, `[arms]` each; the users drawn are those of `by_user`.
+    of_values: Vec<Vec<f64>>,
+}
+
+impl<'a> Panel<'a> {
+    fn new(metric: Metric, sums: Vec<Sums>, bootstrap: &'a Bootstrap) -> Result<Self, EvalError> {
+        let values: Vec<Vec<f64>> = sums.iter().map(|s| s.user_values(metric)).collect();
+        let resample = |unit, matrices: Vec<&[f64]>, columns| {
+            let (sums, width) = side_by_side(&matrices, columns);
+            bootstrap.resample(&Rows { unit, sums: &sums, width })
+        };
+        let columns = sums.first().map_or(1, |s| s.columns);
+        let (by_user, by_query, of_values) = if sums.is_empty() {
+            Default::default()
+        } else {
+            (
+                resample("user", sums.iter().map(|s| s.by_user.as_slice()).collect(), columns)?,
+                resample("query", sums.iter().map(|s| s.by_query.as_slice()).collect(), columns)?,
+                resample("user", values.iter().map(Vec::as_slice).collect(), 1)?,
+            )
+        };
+        Ok(Self { metric, bootstrap, sums, values, by_user, by_query, of_values })
     }
+
+    fn row(&self, own: usize, arm: &Sorted<'_>, differences: Vec<Difference>) -> Row {
+        Row {
+            arm: arm.name.to_owned(),
+            metric: self.metric,
+            num_queries: arm.predictions.len(),
+            num_users: self.values[own].len(),
+            over_queries: self.metric.value(&self.sums[own].all),
+            over_users: self.metric.per_user().then(|| mean(&self.values[own])),
+            differences,
+        }
+    }
+
+    fn difference(&self, own: usize, other: usize, name: &str) -> Difference {
+        let metric = self.metric;
+        let columns = self.sums[own].columns;
+        let apart = |resample: &Vec<f64>| {
+            let of = |arm: usize| metric.value(&resample[arm * columns..(arm + 1) * columns]);
+            of(own) - of(other)
+        };
+        let (mine, theirs) = (&self.values[own], &self.values[other]);
+        let of_means = |resample: &Vec<f64>| (resample[own] - resample[other]) / mine.len() as f64;
+        Difference {
+            reference: name.to_owned(),
+            over_queries: Estimate {
+                value: metric.value(&self.sums[own].all) - metric.value(&self.sums[other].all),
+                interval: self.bootstrap.interval(self.by_user.iter().map(apart)),
+            },
+            over_queries_by_query: self.bootstrap.interval(self.by_query.iter().map(apart)),
+            over_users: metric.per_user().then(|| Estimate {
+                value: mean(mine) - mean(theirs),
+                interval: self.bootstrap.interval(self.of_values.iter().map(of_means)),
+            }),
+            users: metric.per_user().then(|| user_counts(metric, mine, theirs)),
+        }
+    }
+}
+
+/// Matrices `[units, columns]` as one `[units, matrices * columns]`, and its width.
+fn side_by_side(matrices: &[&[f64]], columns: usize) -> (Vec<f64>, usize) {
+    let units = matrices.first().map_or(0, |m| m.len() / columns);
+    let rows = (0..units).flat_map(|unit| {
+        matrices.iter().flat_map(move |m| &m[unit * columns..(unit + 1) * columns]).copied()
+    });
+    (rows.collect(), matrices.len() * columns)
 }
 
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
-}
-
-fn difference(
-    name: &str,
-    metric: Metric,
-    arm: &Sums,
-    reference: &Sums,
-    bootstrap: &Bootstrap,
-) -> Result<Difference, EvalError> {
-    let columns = arm.columns;
-    let value = |sums: &[f64]| metric.value(sums);
-    let users = Paired { arm: &arm.by_user, reference: &reference.by_user, columns };
-    let queries = Paired { arm: &arm.by_query, reference: &reference.by_query, columns };
-    let over_queries = Estimate {
-        value: value(&arm.all) - value(&reference.all),
-        interval: bootstrap.difference("user", &users, value)?,
-    };
-    let over_queries_by_query = bootstrap.difference("query", &queries, value)?;
-    let (mut over_users, mut counts) = (None, None);
-    if metric.per_user() {
-        let (own, other) = (arm.user_values(metric), reference.user_values(metric));
-        let paired = Paired { arm: &own, reference: &other, columns: 1 };
-        let of_mean = |sums: &[f64]| sums[0] / own.len() as f64;
-        over_users = Some(Estimate {
-            value: mean(&own) - mean(&other),
-            interval: bootstrap.difference("user", &paired, of_mean)?,
-        });
-        counts = Some(user_counts(metric, &own, &other));
-    }
-    let (reference, users) = (name.to_owned(), counts);
-    Ok(Difference { reference, over_queries, over_queries_by_query, over_users, users })
 }
 
 fn user_counts(metric: Metric, arm: &[f64], reference: &[f64]) -> UserCounts {

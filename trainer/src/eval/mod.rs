@@ -2,9 +2,9 @@
 //!
 //! Owns: metrics by LaMP's rules ([`Metric`]), prediction records and LaMP's file form
 //! ([`predictions`]), paired statistics ([`Bootstrap`], [`sign_test`]), comparisons of arms
-//! ([`compare`]) and their table ([`table`]). Must never know: models, prompts, ranks.
+//! ([`compare()`]) and their table ([`table`]). Must never know: models, prompts, ranks.
 //! All sums run over queries sorted by user and query id: results do not depend on record order.
-//! Start reading at [`compare`].
+//! Start reading at [`compare()`].
 
 mod arms;
 mod bootstrap;
