@@ -92,3 +92,12 @@ pub(crate) fn rows_mut(
     };
     window.par_chunks_mut((ROWS_PER_TASK * stride).max(1))
 }
+
+/// The vector instructions the operations use on this machine; results do not depend on them.
+pub fn vector_instructions() -> &'static str {
+    match pulp::Arch::new() {
+        pulp::Arch::V4(_) => "AVX-512",
+        pulp::Arch::V3(_) => "AVX2 and FMA",
+        _ => "portable",
+    }
+}

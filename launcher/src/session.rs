@@ -15,7 +15,7 @@ use trainer::ids::UserId;
 use trainer::lora::{AdapterSpec, SiteList, Target};
 use trainer::model::cache::MappedBase;
 use trainer::model::tokenizer::Tokenizer;
-use trainer::prompt::{Builder, Example, Query, Task, Template, Tokenize as _};
+use trainer::prompt::{Builder, Example, Query, Task, Template};
 use trainer::retrieval::{Retrieval, Retriever};
 use trainer::stage::individual::PackRules;
 use trainer::store::Manifest;
@@ -156,7 +156,7 @@ impl Session {
             base_hash: self.base.hash().to_string(),
             merged_hash: None,
             data_fingerprint: self.index().fingerprint.to_string(),
-            tokenizer_hash: blake3::Hash::from(self.tokenizer.hash()).to_hex().to_string(),
+            tokenizer_hash: self.tokenizer.hash().iter().map(|b| format!("{b:02x}")).collect(),
             environment,
         })
     }

@@ -7,6 +7,7 @@ use crate::env::Env;
 use crate::exit::Exit;
 use crate::plan::{Bounds, choose};
 use kernels::Cpu;
+use kernels::lora::Segment;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -15,7 +16,7 @@ use trainer::config::{EarlyStop, Recipe, Recompute, ScheduleKind};
 use trainer::ids::UserId;
 use trainer::model::spec::BaseSpec;
 use trainer::optim::Order;
-use trainer::pack::{Piece, rows_of};
+use trainer::pack::{Packer, Piece, Share, rows_of};
 use trainer::prompt::Example;
 use trainer::stage::engine::Engine;
 use trainer::stage::individual::{PackRules, Watch, run as train};
@@ -23,6 +24,8 @@ use trainer::stage::trainee::{Job, Outcome, Trainee};
 
 /// Seed of initialisation, order and dropout.
 const SEED: u64 = 1;
+/// Steps of each kind that are timed for LoRA's tax.
+const TAX_REPETITIONS: usize = 5;
 /// Rows of a chunk, as in a run.
 const CHUNK_ROWS: usize = 2048;
 
@@ -46,8 +49,8 @@ pub(super) fn run(args: &BenchTrainArgs, env: &Env) -> anyhow::Result<Exit> {
     };
     let sizes = choose(&net, bounds)?;
     let mut engine = Engine::new(&net, &work.sites, sizes.step, (sizes.slots, lora_rank))?;
-    let peak = kernels::linear::peak::sgemm_gflop_per_s();
-    let before = engine.step_times(rules, &sample(&users))?;
+    let peak = kernels::linear::peak::product(work.threads)?;
+    let tax = lora_tax(&work, &mut engine, args, &users)?;
     let jobs = |work: &Workload| {
         let lora = work.adapter(args.common.lora_rank, args.dropout);
         let recipe = recipe(args);
@@ -86,9 +89,8 @@ pub(super) fn run(args: &BenchTrainArgs, env: &Env) -> anyhow::Result<Exit> {
         "useful_gflop_per_s": flop / seconds / 1e9,
         "sgemm_peak_gflop_per_s": peak,
         "useful_share": flop / seconds / 1e9 / peak,
-        "lora_tax": before.lora_tax(),
-        "step_share": before.to_json(),
-        "adapter_state_bytes_per_param": Engine::<Cpu>::slab_bytes_per_param(),
+        "lora_tax": tax,
+        "adapter_state_bytes_per_param": Engine::<Cpu>::SLAB_BYTES_PER_PARAM,
         "planned_peak_bytes": planned,
         "peak_rss_bytes": peak_rss_bytes(),
         "vector_instructions": kernels::cpu::vector_instructions(),
@@ -124,9 +126,51 @@ fn recipe(args: &BenchTrainArgs) -> Recipe {
     }
 }
 
-/// One micro-batch of each of the first users.
-fn sample(users: &[(UserId, Vec<Example>)]) -> Vec<Vec<Example>> {
-    users.iter().take(16).map(|(_, examples)| examples.iter().take(16).cloned().collect()).collect()
+/// Time of a step with adapters over one of the same pack without, less one: medians of steps taken in
+/// turn. Without adapters the step is forward and dX down to the same depth, and no gradient of anything.
+fn lora_tax(work: &Workload, engine: &mut Engine<'_, Cpu>, args: &BenchTrainArgs, users: &[(UserId, Vec<Example>)]) -> anyhow::Result<f64> {
+    let lora = work.adapter(args.common.lora_rank, args.dropout);
+    let mut packs = [true, false].map(|_| Packer::new(!args.no_shared_prefix));
+    let mut taken = Vec::new();
+    for (user, examples) in users.iter().take(engine.slabs.num_slots() as usize) {
+        let pieces: Vec<Piece<'_>> =
+            examples.iter().take(args.batch_size as usize).map(|e| Piece::supervised(&e.tokens, e.prompt_len)).collect();
+        if packs[0].rows() + rows_of(&pieces, !args.no_shared_prefix) > engine.rows() {
+            break;
+        }
+        let slot = engine.slabs.take().ok_or_else(|| anyhow::anyhow!("no slot"))?;
+        engine.load(slot, &super::workload::start(work, user, args.common.lora_rank, SEED)?)?;
+        let template = engine.segment(slot, slot);
+        let segment = Segment {
+            lora_rank: lora.lora_rank,
+            scale: lora.scale(),
+            dropout: lora.dropout_f32(),
+            key: user.key().random_key(SEED),
+            ..template
+        };
+        for (pack, adapter) in packs.iter_mut().zip([Some(segment), None]) {
+            pack.add(&Share { adapter, pieces: &pieces, weight: 1.0, first_token: 0 });
+        }
+        taken.push(slot);
+    }
+    let mut times = [Vec::new(), Vec::new()];
+    for repetition in 0..1 + TAX_REPETITIONS {
+        for (pack, times) in packs.iter().zip(&mut times) {
+            let started = Instant::now();
+            engine.train(pack)?;
+            if repetition > 0 {
+                times.push(started.elapsed().as_secs_f64());
+            }
+        }
+    }
+    for slot in taken {
+        engine.slabs.release(slot)?;
+    }
+    let [with, without] = times.map(|mut t| {
+        t.sort_by(f64::total_cmp);
+        t[t.len() / 2]
+    });
+    Ok(with / without - 1.0)
 }
 
 /// `4 · P` for every row the step computes (forward and dX), with the last block's queries, output and MLP and

@@ -5,7 +5,7 @@ use crate::env::Env;
 use crate::exit::Fails;
 use anyhow::Context;
 use kernels::Cpu;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use trainer::data::{Dataset, Ml100k, OnBad, Source};
 use trainer::ids::UserId;
 use trainer::lora::{AdapterSpec, SiteList, Target};
@@ -14,6 +14,8 @@ use trainer::model::network::Network;
 use trainer::model::tokenizer::Tokenizer;
 use trainer::prompt::{Builder, Example, Task, Template};
 use trainer::retrieval::{Retrieval, Retriever};
+use trainer::store::peft::{ExportOptions, Naming, export};
+use trainer::store::{AdapterRef, Commit, Outcome, Provenance, Writer};
 
 /// Longest example.
 const MAX_LENGTH: usize = 512;
@@ -107,4 +109,32 @@ fn source_of(args: &BenchArgs) -> anyhow::Result<Source> {
         "jsonl" => Ok(Source::Jsonl { personal: path, population: None, max_line_bytes: 64 << 20 }),
         _ => Err(anyhow::anyhow!("unknown kind of data {kind:?}")).input(hint),
     }
+}
+
+/// A user's fresh adapter.
+pub(super) fn start(work: &Workload, user: &UserId, lora_rank: u32, seed: u64) -> anyhow::Result<Vec<f32>> {
+    let mut params = vec![0.0; work.sites.params(lora_rank as usize)];
+    trainer::lora::initialise(&work.sites, lora_rank as usize, user.key().random_key(seed), &mut params)?;
+    Ok(params)
+}
+
+/// Writes a user's fresh adapter as a PEFT folder, so that another trainer starts from the same numbers.
+pub(super) fn write_start(work: &Workload, user: &UserId, lora_rank: u32, seed: u64, folder: &Path) -> anyhow::Result<PathBuf> {
+    let (params, spec) = (start(work, user, lora_rank, seed)?, work.adapter(lora_rank, 0.0));
+    let (store, out) = (folder.join("store"), folder.join(&user.key().hex()[..16]));
+    let provenance = Provenance { base_hash: work.base.hash().to_string(), config_hash: String::new(), steps: 0, final_loss: None };
+    let adapter = AdapterRef { spec: &spec, sites: &work.sites, params: &params, provenance: &provenance };
+    let mut writer = Writer::open(&store, 0)?;
+    let generation = trainer::store::Store::open(&store)?.next_generation(&user.key());
+    writer.commit(Commit { user, generation, outcome: Outcome::Adapter(adapter) })?;
+    writer.close()?;
+    let options = ExportOptions {
+        base_name_or_path: String::new(),
+        num_layers: u32::try_from(work.base.spec().layers)?,
+        naming: Naming::Ordinal,
+    };
+    if !out.exists() {
+        export(&trainer::store::Store::open(&store)?, Some(&[user.key()]), &out, &options)?;
+    }
+    Ok(std::path::absolute(out.join("000000"))?)
 }

@@ -8,6 +8,7 @@ use super::error::{Error, Result};
 use super::gguf::open_content;
 use super::mapped;
 use super::spec::BaseSpec;
+use crate::prompt::{Tokenize, TokenizeError};
 use candle_core::quantized::gguf_file::{Content, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -279,3 +280,22 @@ impl<'a> Metadata<'a> {
         Error::setting(self.path, key, reason)
     }
 }
+impl Tokenize for Tokenizer {
+    fn encode(&self, text: &str) -> std::result::Result<Vec<u32>, TokenizeError> {
+        Ok(Self::encode(self, text)?)
+    }
+
+    fn decode(&self, ids: &[u32]) -> std::result::Result<String, TokenizeError> {
+        Ok(Self::decode(self, ids, true)?)
+    }
+
+    /// The first of the base's end tokens, the one its own config names.
+    fn eos(&self) -> u32 {
+        self.eos.first().copied().unwrap_or(0)
+    }
+
+    fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+}
+

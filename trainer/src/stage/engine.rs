@@ -68,6 +68,9 @@ impl<'a, B: Ops> Engine<'a, B> {
         })
     }
 
+    /// Parameters, gradients and two moments, `f32` each.
+    pub const SLAB_BYTES_PER_PARAM: usize = 4 * size_of::<f32>();
+
     /// Bytes of [`Engine::new`], without the network.
     pub fn bytes(net: &Network<B>, size: StepSize, num_slots: usize, adapter_params: usize) -> usize {
         let slab = num_slots * adapter_params * size_of::<f32>();
