@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn instruction_sets_change_no_bit() {
         let value = |i: usize| (i * 2_654_435_761 % 10_007) as f32 / 5003.0 - 1.0;
-        for (k, n) in [(1, 1), (33, 16), (33, 17), (100, 33), (1600, 64)] {
+        for (k, n) in [(1usize, 1usize), (33, 16), (33, 17), (100, 33), (1600, 64)] {
             for rows in [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 25] {
                 let x: Vec<f32> = (0..rows * k).map(value).collect();
                 let w: Vec<[f32; PANEL]> = (0..n.div_ceil(PANEL) * k)
