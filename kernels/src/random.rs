@@ -52,10 +52,13 @@ pub struct Dropout {
 }
 
 /// Counters drawn at a time, as many as an AVX-512 register has 64-bit products.
-const BATCH: usize = 8;
+const BATCH: u32 = 8;
+
+/// [`BATCH`] as a length.
+const LANES: usize = BATCH as usize;
 
 /// Columns of a batch.
-const COLUMNS: usize = 4 * BATCH;
+const COLUMNS: usize = 4 * LANES;
 
 impl Dropout {
     /// Masks of probability `0 <= p < 1`.
@@ -106,7 +109,7 @@ impl WithSimd for Apply<'_> {
                 // A select, not a product: what is dropped is zero even if it was not finite.
                 *value = if factor == 0.0 { 0.0 } else { *value * factor };
             }
-            (rest, skip, counter) = (later, 0, counter.wrapping_add(BATCH as u32));
+            (rest, skip, counter) = (later, 0, counter.wrapping_add(BATCH));
         }
     }
 }
@@ -117,14 +120,14 @@ impl Dropout {
     #[inline(always)]
     fn batch(&self, token: u32, counter: u32) -> [f32; COLUMNS] {
         const LOW: u64 = 0xFFFF_FFFF;
-        let mut c0 = [u64::from(token); BATCH];
-        let mut c1: [u64; BATCH] = std::array::from_fn(|i| u64::from(counter) + i as u64);
-        let mut c2 = [u64::from(self.site); BATCH];
-        let mut c3 = [u64::from(self.step); BATCH];
+        let mut c0 = [u64::from(token); LANES];
+        let mut c1: [u64; LANES] = std::array::from_fn(|i| u64::from(counter) + i as u64);
+        let mut c2 = [u64::from(self.site); LANES];
+        let mut c3 = [u64::from(self.step); LANES];
         let mut key = self.key;
         for _ in 0..ROUNDS {
             let (k0, k1) = (u64::from(key[0]), u64::from(key[1]));
-            for i in 0..BATCH {
+            for i in 0..LANES {
                 let p0 = (c0[i] & LOW) * u64::from(MULTIPLIERS[0]);
                 let p1 = (c2[i] & LOW) * u64::from(MULTIPLIERS[1]);
                 c0[i] = (p1 >> 32) ^ c1[i] ^ k0;

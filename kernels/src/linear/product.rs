@@ -244,3 +244,82 @@ fn add(acc: &mut [f32], v: &[f32]) {
         *acc += v;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every instruction set this processor has.
+    fn archs() -> Vec<Arch> {
+        let mut archs = vec![Arch::Scalar, Arch::new()];
+        #[cfg(target_arch = "x86_64")]
+        {
+            archs.extend(pulp::x86::V3::try_new().map(Arch::V3));
+            archs.extend(pulp::x86::V4::try_new().map(Arch::V4));
+        }
+        archs
+    }
+
+    #[test]
+    fn instruction_sets_change_no_bit() {
+        let value = |i: usize| (i * 2_654_435_761 % 10_007) as f32 / 5003.0 - 1.0;
+        for (k, n) in [(1usize, 1usize), (33, 16), (33, 17), (100, 33), (1600, 64)] {
+            for rows in [1, 2, 3, 4, 5, 6, 7, 11, 12, 13, 25] {
+                let x: Vec<f32> = (0..rows * k).map(value).collect();
+                let w: Vec<[f32; PANEL]> = (0..n.div_ceil(PANEL) * k)
+                    .map(|i| std::array::from_fn(|j| value(7 * i + j)))
+                    .collect();
+                let bias: Vec<f32> = (0..n).map(value).collect();
+                let rows_of_x = Rows { data: &x, start: 0, stride: k };
+                let residual: Vec<f32> = (0..rows * n).map(value).collect();
+                for accumulate in [false, true] {
+                    let product = Product {
+                        x: rows_of_x,
+                        w: &w,
+                        rows,
+                        k,
+                        n,
+                        accumulate,
+                        bias: Some(&bias),
+                        residual: Some(Rows { data: &residual, start: 0, stride: n }),
+                    };
+                    let mut first: Option<Vec<u32>> = None;
+                    for arch in archs() {
+                        let mut y: Vec<f32> = (0..rows * n).map(|i| value(i + 3)).collect();
+                        product.run(arch, &mut y, n);
+                        let bits: Vec<u32> = y.iter().map(|v| v.to_bits()).collect();
+                        let same = first.get_or_insert_with(|| bits.clone()) == &bits;
+                        assert!(same, "{arch:?}: {rows} rows, {k}x{n}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_element_is_one_chain() {
+        let value = |i: usize| (i * 48_271 % 10_007) as f32 / 5003.0 - 1.0;
+        let (rows, k, n) = (14, 1700, 40);
+        let x: Vec<f32> = (0..rows * k).map(value).collect();
+        let w: Vec<[f32; PANEL]> =
+            (0..2 * k).map(|i| std::array::from_fn(|j| value(9 * i + j))).collect();
+        let product = Product {
+            x: Rows { data: &x, start: 0, stride: k },
+            w: &w,
+            rows,
+            k,
+            n,
+            accumulate: false,
+            bias: None,
+            residual: None,
+        };
+        let mut y = vec![f32::NAN; rows * n];
+        product.run(Arch::new(), &mut y, n);
+        for (i, y) in y.iter().enumerate() {
+            let (row, o) = (i / n, i % n);
+            let w = |i: usize| w[o / PANEL * k + i][o % PANEL];
+            let chain = (0..k).fold(0.0f32, |s, i| x[row * k + i].mul_add(w(i), s));
+            assert_eq!(y.to_bits(), chain.to_bits(), "row {row}, output {o}");
+        }
+    }
+}

@@ -108,9 +108,7 @@ impl<const ROWS: usize, const VECTORS: usize> WithSimd for Part<'_, ROWS, VECTOR
         if !fresh {
             for r in 0..ROWS {
                 let (acc, _) = S::as_simd_f32s(&acc[r]);
-                for v in 0..VECTORS {
-                    sums[r][v] = acc[first + v];
-                }
+                sums[r].copy_from_slice(&acc[first..first + VECTORS]);
             }
         }
         for (k, w) in w.iter().enumerate().take(PACKED_K) {
@@ -125,9 +123,7 @@ impl<const ROWS: usize, const VECTORS: usize> WithSimd for Part<'_, ROWS, VECTOR
         }
         for r in 0..ROWS {
             let (acc, _) = S::as_mut_simd_f32s(&mut acc[r]);
-            for v in 0..VECTORS {
-                acc[first + v] = sums[r][v];
-            }
+            acc[first..first + VECTORS].copy_from_slice(&sums[r]);
         }
     }
 }

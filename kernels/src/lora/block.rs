@@ -138,16 +138,37 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// `dst = selfᵀ[rows, columns]`.
+    /// `dst = selfᵀ[rows, columns]`, in squares of eight where both reach.
     pub(super) fn copy_transposed(
         &self,
         rows: Range<usize>,
         columns: Range<usize>,
         dst: &mut [[f32; PANEL]],
     ) {
+        let (length, width) = (rows.len() / 8 * 8, columns.len() / 8 * 8);
+        let (squares, rest) = dst[..rows.len()].split_at_mut(length);
+        for slot in (0..width).step_by(8) {
+            let eight: [&[[f32; 8]]; 8] = std::array::from_fn(|i| {
+                self.row(columns.start + slot + i, rows.clone()).as_chunks().0
+            });
+            for (square, dst) in squares.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+                let from = eight.map(|column| column[square]);
+                for (i, dst) in dst.iter_mut().enumerate() {
+                    for (dst, from) in dst[slot..slot + 8].iter_mut().zip(&from) {
+                        *dst = from[i];
+                    }
+                }
+            }
+        }
         for (slot, column) in columns.enumerate() {
-            for (&v, dst) in self.row(column, rows.clone()).iter().zip(dst.iter_mut()) {
+            let column = self.row(column, rows.clone());
+            for (dst, &v) in rest.iter_mut().zip(&column[length..]) {
                 dst[slot] = v;
+            }
+            if slot >= width {
+                for (dst, &v) in squares.iter_mut().zip(column) {
+                    dst[slot] = v;
+                }
             }
         }
     }

@@ -5,6 +5,11 @@
 //! [`NaiveBuf`] gives no slice away. It must never share code with a backend of the crate. One file
 //! per op family; start at [`Naive`], then `linear.rs`.
 #![allow(dead_code, reason = "each test binary uses the ops it tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test stops at what it did not expect; its numbers are small"
+)]
 #![allow(unreachable_pub, missing_docs, reason = "shared by every test binary, exported by none")]
 
 mod activation;
