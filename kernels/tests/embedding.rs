@@ -1,4 +1,5 @@
 //! Rows by index on every backend: copies, so everything is exact.
+#![expect(clippy::unwrap_used, reason = "a test panics when wrong; its data is small and exact")]
 
 mod naive;
 mod tolerance;

@@ -1,4 +1,5 @@
 //! Rotary positions on every backend, against naive, the inverse and candle.
+#![expect(clippy::unwrap_used, reason = "a test panics when wrong; its data is small and exact")]
 
 mod naive;
 mod tolerance;

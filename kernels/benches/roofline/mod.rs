@@ -1,6 +1,7 @@
 //! Roofline columns: beside criterion's time, the best time's GFLOP/s, its share of the product peak
 //! measured in the same run, and GB/s.
 #![allow(dead_code, reason = "each benchmark uses the shapes it needs")]
+#![allow(unreachable_pub, reason = "shared by the benchmarks, exported by none")]
 
 use criterion::Criterion;
 use kernels::backend::Backend;
