@@ -199,7 +199,7 @@ mod tests {
             for outputs in lanes::run_each(Whole(a.clone(), b.clone(), [rows, vectors, depth])) {
                 for c in outputs {
                     for (i, c) in c.chunks(n + 1).enumerate() {
-                        assert_eq!(c[n], 0.5, "written beside the window");
+                        assert_eq!(c[n].to_bits(), 0.5f32.to_bits(), "written beside the window");
                         for (j, c) in c[..n].iter().enumerate() {
                             let chain = (0..depth).fold(0.5f32, |acc, l| {
                                 a[i * depth + l].mul_add(b[l * (n + 3) + j], acc)

@@ -1,4 +1,5 @@
 //! Activations on every backend, against naive, finite differences and candle.
+#![expect(clippy::unwrap_used, reason = "a test panics when wrong; its data is small and exact")]
 
 mod naive;
 mod tolerance;
@@ -40,7 +41,9 @@ fn run<B: Activation + Backend<Act = f32>>(
 
 fn data(kind: Kind, rows: usize, dim: usize) -> (Vec<f32>, Vec<f32>) {
     let mut x: Vec<f32> = numbers(5, rows * kind.in_dim(dim)).iter().map(|v| v * 6.0).collect();
-    for (x, edge) in x.iter_mut().step_by(7).zip([0.0, -0.0, 1e-30, -1e-30, 20.0, -20.0, 60.0, -60.0]) {
+    for (x, edge) in
+        x.iter_mut().step_by(7).zip([0.0, -0.0, 1e-30, -1e-30, 20.0, -20.0, 60.0, -60.0])
+    {
         *x = edge;
     }
     (x, numbers(6, rows * dim))
@@ -87,7 +90,8 @@ fn cpu_is_within_the_derived_bound_of_naive() {
         for (rows, dim) in [(0, 4), (1, 1), (3, 15), (17, 16), (40, 33), (2, 1536)] {
             let (x, dh) = data(kind, rows, dim);
             let at = (x.as_slice(), dh.as_slice());
-            let (ours, theirs) = (run(&Cpu, kind, (rows, dim), at), run(&Naive, kind, (rows, dim), at));
+            let (ours, theirs) =
+                (run(&Cpu, kind, (rows, dim), at), run(&Naive, kind, (rows, dim), at));
             let scale = scales(kind, dim, &x, &dh);
             // The sigmoid is within 4 units (math.rs); then at most 6 roundings, 10 in the backward.
             within("h", 10.0, &ours.0, &widen(&theirs.0), &scale.0);
@@ -149,7 +153,8 @@ fn naive_gradient_agrees_with_differences() {
                         let h = match kind {
                             Kind::SwiGlu => x[c] / (1.0 + (-x[c]).exp()) * x[dim + c],
                             Kind::GeluNew => {
-                                0.5 * x[c] * (1.0 + (root * (x[c] + 0.044_715 * x[c].powi(3))).tanh())
+                                0.5 * x[c]
+                                    * (1.0 + (root * (x[c] + 0.044_715 * x[c].powi(3))).tanh())
                             }
                         };
                         h * f64::from(dh[c])

@@ -1,4 +1,5 @@
 //! Attention on every backend, against naive, finite differences and candle.
+#![expect(clippy::unwrap_used, reason = "a test panics when wrong; its data is small and exact")]
 
 mod naive;
 mod tolerance;

@@ -1,4 +1,5 @@
 //! Rows by index on every backend: copies, so everything is exact.
+#![expect(clippy::unwrap_used, reason = "a test panics when wrong; its data is small and exact")]
 
 mod naive;
 mod tolerance;
@@ -71,7 +72,8 @@ fn gather_and_scatter<B: Embedding + Backend<Act = f32>>(b: &B) {
     for accumulate in [false, true] {
         let mut z = upload(b, &x);
         let (from, to) = (Mat::new(&y, dim), MatMut::at(&mut z, 1, stride));
-        b.scatter(Scatter { x: from, index: &index_buf, y: to, accumulate, rows: 25, dim }).unwrap();
+        b.scatter(Scatter { x: from, index: &index_buf, y: to, accumulate, rows: 25, dim })
+            .unwrap();
         let mut want = x.clone();
         for (row, &i) in gathered.chunks(dim).zip(&index) {
             let to = &mut want[1 + i as usize * stride..][..dim];
@@ -103,7 +105,8 @@ fn refused<B: Embedding + Backend<Act = f32>>(b: &B) {
     assert!(matches!(result, Err(Error::Routing { op: "embed", .. })));
     let (from, mut y) = (upload(b, &[0.0f32; 8]), upload(b, &[0.0f32; 8]));
     let index = upload(b, &[1u32, 2]);
-    let args = Gather { x: Mat::new(&from, 4), index: &index, y: MatMut::new(&mut y, 4), rows: 2, dim: 4 };
+    let args =
+        Gather { x: Mat::new(&from, 4), index: &index, y: MatMut::new(&mut y, 4), rows: 2, dim: 4 };
     assert!(matches!(b.gather(args), Err(Error::Length { op: "gather", .. })));
     let (x, y) = (Mat::new(&from, 4), MatMut::new(&mut y, 4));
     let result = b.scatter(Scatter { x, index: &index, y, accumulate: true, rows: 2, dim: 4 });

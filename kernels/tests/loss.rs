@@ -1,4 +1,5 @@
 //! Head loss on every backend, against naive, finite differences and candle.
+#![expect(clippy::unwrap_used, reason = "a test panics when wrong; its data is small and exact")]
 
 mod naive;
 mod tolerance;
@@ -105,9 +106,15 @@ fn widen(x: &[f32]) -> Vec<f64> {
 
 #[test]
 fn cpu_is_as_exact_as_plain_loops() {
-    for (rows, dim, vocab) in
-        [(0, 8, 10), (1, 8, 1), (3, 16, 40), (20, 33, 513), (9, 20, 4097), (300, 8, 9000), (5, 100, 600)]
-    {
+    for (rows, dim, vocab) in [
+        (0, 8, 10),
+        (1, 8, 1),
+        (3, 16, 40),
+        (20, 33, 513),
+        (9, 20, 4097),
+        (300, 8, 9000),
+        (5, 100, 600),
+    ] {
         let case = Case::new(rows, dim, vocab);
         let (ours, theirs, plain) = (run(&Cpu, &case), run(&Naive, &case), plain(&case));
         let label = format!("{rows} {dim} {vocab}");
@@ -172,7 +179,8 @@ fn naive_gradient_agrees_with_differences() {
     differences("dx", &dx, &case.x, |x| {
         let rows = x.chunks(5).zip(&case.targets).zip(&case.weights);
         rows.map(|((x, y), w)| {
-            let logit = |v: usize| (0..5).map(|i| x[i] * f64::from(case.head[v * 5 + i])).sum::<f64>();
+            let logit =
+                |v: usize| (0..5).map(|i| x[i] * f64::from(case.head[v * 5 + i])).sum::<f64>();
             let total: f64 = (0..11).map(|v| logit(v).exp()).sum();
             f64::from(*w) * (total.ln() - logit(*y as usize))
         })

@@ -1,4 +1,10 @@
 //! AdamW on every backend, against naive and candle.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::float_cmp,
+    reason = "a test panics when wrong; its data is small and exact"
+)]
 
 mod naive;
 mod tolerance;
@@ -49,7 +55,13 @@ fn run<B: Optim>(b: &B, updates: &[Update], slabs: &Slabs) -> Result<Slabs, Erro
         norms: &mut norms,
     })?;
     let down = |x| download(b, x);
-    Ok(Slabs { params: down(&params), grads: down(&grads), m: down(&m), v: down(&v), norms: down(&norms) })
+    Ok(Slabs {
+        params: down(&params),
+        grads: down(&grads),
+        m: down(&m),
+        v: down(&v),
+        norms: down(&norms),
+    })
 }
 
 fn update(offset: u64, len: u32) -> Update {
@@ -95,11 +107,12 @@ fn cpu_is_within_the_derived_bound_of_naive() {
         assert!(ours.grads[at.clone()].iter().all(|g| *g == 0.0));
         let (mut m, mut p) = (Vec::new(), Vec::new());
         for i in at.clone() {
-            let size = f64::from(before.m[i].abs())
-                + f64::from((1.0 - u.beta1) * before.grads[i].abs());
+            let size =
+                f64::from(before.m[i].abs()) + f64::from((1.0 - u.beta1) * before.grads[i].abs());
             let correction = 1.0 - f64::from(u.beta2).powf(f64::from(u.step));
             let denominator = (f64::from(theirs.v[i]) / correction).sqrt() + f64::from(u.eps);
-            let rate = f64::from(u.learning_rate) / (1.0 - f64::from(u.beta1).powf(f64::from(u.step)));
+            let rate =
+                f64::from(u.learning_rate) / (1.0 - f64::from(u.beta1).powf(f64::from(u.step)));
             m.push(size);
             p.push(f64::from(before.params[i].abs()) + rate * size / denominator);
         }

@@ -1,4 +1,5 @@
 //! Rotary positions on every backend, against naive, the inverse and candle.
+#![expect(clippy::unwrap_used, reason = "a test panics when wrong; its data is small and exact")]
 
 mod naive;
 mod tolerance;
@@ -11,7 +12,9 @@ use naive::{Naive, download, numbers, upload};
 use tolerance::{on_threads, same_bits, within};
 
 fn frequencies(head_dim: usize) -> Vec<f32> {
-    (0..head_dim / 2).map(|i| naive::round(1e4f64.powf(-2.0 * i as f64 / head_dim as f64))).collect()
+    (0..head_dim / 2)
+        .map(|i| naive::round(1e4f64.powf(-2.0 * i as f64 / head_dim as f64)))
+        .collect()
 }
 
 /// Rotates `x [rows, heads·e]`; rows lie three elements apart.
@@ -131,8 +134,15 @@ fn a_position_outside_the_table_is_refused_and_nothing_is_written() {
         let table = upload(b, &table(&frequencies(4), 5));
         let positions = upload(b, &[4u32, 5]);
         let to = MatMut::new(&mut x, 4);
-        let args =
-            Rotate { x: to, positions: &positions, table: &table, heads: 1, head_dim: 4, inverse: false, rows: 2 };
+        let args = Rotate {
+            x: to,
+            positions: &positions,
+            table: &table,
+            heads: 1,
+            head_dim: 4,
+            inverse: false,
+            rows: 2,
+        };
         assert!(matches!(b.rope(args), Err(Error::Routing { .. })));
     }
     refused(&Cpu);

@@ -29,7 +29,7 @@ const CHUNK_ROWS: usize = 2048;
 pub(crate) struct Session {
     pub(crate) config: Config,
     pub(crate) folder: PathBuf,
-    pub(crate) cache: PathBuf,
+    
     pub(crate) base: MappedBase,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) data: Dataset,
@@ -78,7 +78,7 @@ impl Session {
         let rules = PackRules { chunk_rows, share_prefixes: config.engine.shared_prefix };
         comm.barrier()?;
         let folder = config.run.out_dir.clone();
-        Ok(Self { folder, cache, base, tokenizer, data, task, rules, sites, targets, config })
+        Ok(Self { folder, base, tokenizer, data, task, rules, sites, targets, config })
     }
 
     pub(crate) fn index(&self) -> &Index {
@@ -201,11 +201,11 @@ fn source_of(config: &Config) -> anyhow::Result<Source> {
             let path = data.path.clone().context("data.path is not set").input("scripts/setup fetches ml-100k")?;
             let selection = Ml100k {
                 personal_users: data.personal_users.unwrap_or(usize::MAX),
-                population_users: data.population_users.unwrap_or(usize::MAX),
+                population_users: data.population_users,
                 min_history: data.min_history,
                 max_history: data.max_history.unwrap_or(usize::MAX),
                 max_queries: data.max_queries.unwrap_or(usize::MAX),
-                max_population_items: usize::MAX,
+                max_population_items: data.max_population_items.unwrap_or(usize::MAX),
                 seed: config.run.seed,
             };
             if data.personal_users.is_none() {

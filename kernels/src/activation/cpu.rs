@@ -9,7 +9,7 @@ use pulp::Simd;
 use rayon::prelude::*;
 
 /// `2 sqrt(2/pi)`: `gelu_new(u) = u σ(2 z)` with `z` its argument of `tanh`, since `1 + tanh z = 2 σ(2 z)`.
-const TWICE_ROOT: f32 = 1.595_769_1;
+const TWICE_ROOT: f32 = 1.595_769_2;
 /// Factor of `u³`.
 const CUBIC: f32 = 0.044_715;
 

@@ -15,6 +15,7 @@ pub struct Embed<'a, B: Linear + ?Sized> {
     /// Token ids, each below `v` (checked by the trainer when it builds the pack).
     pub ids: &'a B::Buf<u32>,
     /// Learned positions `P [max_positions, d]` and the position of each row.
+    #[expect(clippy::type_complexity, reason = "an alias would hide which buffer is which")]
     pub positions: Option<(&'a B::Buf<f32>, &'a B::Buf<u32>)>,
     /// `X [t, d]`, written `=`.
     pub x: MatMut<'a, B::Buf<B::Act>>,

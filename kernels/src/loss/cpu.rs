@@ -215,7 +215,7 @@ impl Kernel for RunningRow<'_> {
         tail.copy_from_slice(&last[..tail.len()]);
         let sum = lanes::sum(simd, simd.add_f32s(total[0], total[1]));
         let sum = tail.iter().fold(sum, |sum, e| sum + e);
-        if self.numbers[0] != maximum {
+        if maximum > self.numbers[0] {
             let mut factor = [0.0; LANES];
             store(simd, &mut factor, exp(simd, simd.splat_f32s(self.numbers[0] - from)));
             self.numbers[1] *= factor[0];

@@ -10,7 +10,8 @@ impl Optim for Naive {
         a.check()?;
         for i in 0..a.num_updates {
             let u = a.updates.get(i);
-            let (begin, end) = (u.offset as usize, u.offset as usize + u.len as usize);
+            let begin = usize::try_from(u.offset).unwrap_or(usize::MAX / 2);
+            let end = begin + u.len as usize;
             if end > a.params.len() || u.step == 0 {
                 return Err(Error::Routing { op: "adamw", what: format!("update {i}") });
             }

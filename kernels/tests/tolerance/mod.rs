@@ -4,6 +4,7 @@
 //! `k · EPS · s` (Higham, Accuracy and Stability, 3.1, first order); the caller counts `k` from the
 //! code and gives `s` per element, computed in `f64`.
 #![allow(dead_code, reason = "each test binary uses the rungs it needs")]
+#![allow(unreachable_pub, reason = "shared by every test binary, exported by none")]
 
 /// Unit in the last place of 1 in `f32`.
 pub const EPS: f64 = f32::EPSILON as f64;

@@ -97,7 +97,7 @@ fn source_of(args: &BenchArgs) -> anyhow::Result<Source> {
             let selection = Ml100k {
                 // Of 943 people 568 have 40 ratings of history or more; larger counts repeat them.
                 personal_users: args.users.min(500),
-                population_users: 0,
+                population_users: Some(0),
                 min_history: args.items.min(40),
                 max_history: args.items,
                 max_queries: usize::MAX,

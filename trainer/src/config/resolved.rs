@@ -88,6 +88,9 @@ pub struct Data {
     /// Most population users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub population_users: Option<usize>,
+    /// Newest items of a population user that are used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_population_items: Option<usize>,
     /// Most population examples.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub population_examples: Option<usize>,

@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 pub struct Ml100k {
     /// Users who get adapters. Taken first, so they do not depend on `population_users`.
     pub personal_users: usize,
-    /// Other users, for the population stage.
-    pub population_users: usize,
+    /// Other users, for the population stage; all the others when unset.
+    pub population_users: Option<usize>,
     /// A user qualifies with at least this many history ratings (before `max_history` cuts).
     pub min_history: usize,
     /// Of a personal user's history the most recent this many are kept.
@@ -72,7 +72,7 @@ impl Ml100k {
     fn check(&self) -> Result<(), DataError> {
         let refuse =
             |condition, why| if condition { Err(DataError::Selection(why)) } else { Ok(()) };
-        refuse(self.personal_users + self.population_users == 0, "no users are asked for")?;
+        refuse(self.personal_users == 0 && self.population_users == Some(0), "no users are asked for")?;
         refuse(self.max_history == 0, "max_history must be at least 1")?;
         refuse(self.min_history == 0, "min_history must be at least 1")?;
         refuse(self.max_population_items == 0, "max_population_items must be at least 1")
@@ -98,7 +98,7 @@ fn select(
         })
         .collect();
     qualified.sort_unstable_by_key(|user| user.0);
-    let wanted = selection.personal_users.saturating_add(selection.population_users);
+    let wanted = selection.personal_users.saturating_add(selection.population_users.unwrap_or(0));
     if wanted > qualified.len() {
         let (found, min_history) = (qualified.len(), selection.min_history);
         return Err(DataError::NotEnoughUsers { wanted, found, min_history });
@@ -115,7 +115,7 @@ fn select(
         UserRecord { id, history, queries }
     });
     let personal = personal.collect();
-    let population = users.take(selection.population_users).map(|(id, ratings)| {
+    let population = users.take(selection.population_users.unwrap_or(usize::MAX)).map(|(id, ratings)| {
         let kept = ratings.len().saturating_sub(selection.max_population_items);
         UserRecord { id, history: Vec::new(), queries: items(&ratings[kept..]) }
     });

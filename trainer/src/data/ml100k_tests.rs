@@ -35,7 +35,7 @@ fn folder(items: &str, inter: &str) -> tempfile::TempDir {
 fn selection() -> Ml100k {
     Ml100k {
         personal_users: 2,
-        population_users: 3,
+        population_users: Some(3),
         min_history: 2,
         max_history: 3,
         max_queries: 8,
@@ -74,7 +74,7 @@ fn users_are_disjoint_time_ordered_and_cut() {
 fn personal_users_do_not_depend_on_the_population_and_the_seed_decides() {
     let root = folder(ITEMS, &ratings());
     let with = read(root.path(), &selection()).unwrap();
-    let without = read(root.path(), &Ml100k { population_users: 0, ..selection() }).unwrap();
+    let without = read(root.path(), &Ml100k { population_users: Some(0), ..selection() }).unwrap();
     assert_eq!(with.personal, without.personal);
     let orders: std::collections::BTreeSet<Vec<UserId>> = (0..20)
         .map(|seed| read(root.path(), &Ml100k { seed, ..selection() }).unwrap())

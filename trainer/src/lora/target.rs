@@ -110,13 +110,16 @@ impl Target {
     }
 
     /// The targets a user means by a name, as PEFT reads it: `q_proj`, `c_attn`, `self_attn.q_proj`;
-    /// `c_proj` means both products of that name.
+    /// `c_proj` means both products of that name. Llama's products also go without `_proj`: `q`.
     ///
     /// # Errors
     /// [`Error::UnknownTarget`] naming all that exist.
     pub fn parse(name: &str) -> Result<Vec<Self>, Error> {
-        let found: Vec<Self> =
-            Self::ALL.into_iter().filter(|t| t.block_path() == name || t.leaf() == name).collect();
+        let found = Self::ALL.into_iter().filter(|t| {
+            let short = t.family() == Family::Llama && t.leaf().strip_suffix("_proj") == Some(name);
+            t.block_path() == name || t.leaf() == name || short
+        });
+        let found: Vec<Self> = found.collect();
         if found.is_empty() {
             let mut names: Vec<&str> = Self::ALL.iter().map(|t| t.leaf()).collect();
             names.dedup();

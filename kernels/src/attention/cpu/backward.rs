@@ -240,7 +240,7 @@ fn each_head(
             for first in (0..end).step_by(COLUMNS) {
                 let count = COLUMNS.min(end - first);
                 let columns = Columns { q_start: s.q_start as usize, first, count };
-                tile(&kept, s, columns, &mut gradients, scratch);
+                batch(&kept, s, columns, &mut gradients, scratch);
             }
         }
     });
@@ -257,8 +257,29 @@ struct Gradients<'a> {
     dv: &'a mut [f32],
 }
 
+/// Some columns with all that the tiles of keys need of them.
+struct Batch<'a> {
+    head: &'a Head<'a>,
+    columns: Columns,
+    /// `Qᵀ` and `Q`, scaled; `dOᵀ` and `dO`.
+    q: (&'a [f32], &'a [f32]),
+    dout: (&'a [f32], &'a [f32]),
+    lse: [f32; COLUMNS],
+    delta: [f32; COLUMNS],
+    limits: [u32; COLUMNS],
+}
+
+/// Scratch of a tile of keys.
+struct Tile<'a> {
+    scores: &'a mut [f32],
+    dscores: &'a mut [f32],
+    /// `dQ / scale` of the columns, `[columns][padded e]`.
+    sums: &'a mut [f32],
+    padded: &'a mut Vec<Line>,
+}
+
 /// Some columns against all keys they see.
-fn tile(
+fn batch(
     kept: &Kept<'_>,
     s: &Sequence,
     columns: Columns,
@@ -267,7 +288,7 @@ fn tile(
 ) {
     let head = &kept.head;
     let (width, padded) = (head.width(), head.width().next_multiple_of(LANES));
-    let (vectors, stride) = (columns.vectors(), columns.vectors() * LANES);
+    let stride = columns.vectors() * LANES;
     let q = Rows { data: &head.q.buf[head.q.start..], stride: head.q.stride };
     let dout = Rows { data: &kept.dout.buf[kept.dout.start..], stride: kept.dout.stride };
     let q_columns = floats(&mut scratch.q_columns, width * stride);
@@ -279,80 +300,101 @@ fn tile(
     let dout_rows = floats(&mut scratch.dout_rows, COLUMNS * padded);
     columns.gather(head, dout, 1.0, dout_rows);
     let (lse, delta) = statistics(kept, columns, dout);
-    let scores = floats(&mut scratch.scores, KEYS * stride);
-    let dscores = floats(&mut scratch.dscores, KEYS * stride);
-    let sums = floats(&mut scratch.sums, COLUMNS * padded);
-    sums.fill(0.0);
     let limits = columns.limits(head);
-    let (least, most) = (limits[0] as usize, limits[COLUMNS - 1] as usize);
-    for span in Span::of(s, most) {
+    let batch = Batch {
+        head,
+        columns,
+        q: (q_columns, q_rows),
+        dout: (dout_columns, dout_rows),
+        lse,
+        delta,
+        limits,
+    };
+    let mut tile = Tile {
+        scores: floats(&mut scratch.scores, KEYS * stride),
+        dscores: floats(&mut scratch.dscores, KEYS * stride),
+        sums: floats(&mut scratch.sums, COLUMNS * padded),
+        padded: &mut scratch.padded,
+    };
+    tile.sums.fill(0.0);
+    for span in Span::of(s, limits[COLUMNS - 1] as usize) {
         for first in (0..span.len).step_by(KEYS) {
-            let keys = KEYS.min(span.len - first);
-            let key_rows = head.rows(head.k, span.start + first);
-            let (scores, dscores) = (&mut scores[..keys * stride], &mut dscores[..keys * stride]);
-            let value_rows = head.rows(head.v, span.start + first);
-            let both = [
-                (key_rows, &*q_columns, &mut *scores),
-                (value_rows, &*dout_columns, &mut *dscores),
-            ];
-            for (a, data, c) in both {
-                Product {
-                    left: Left::AsIs,
-                    a,
-                    b: Rows { data, stride },
-                    c,
-                    c_stride: stride,
-                    rows: keys,
-                    vectors,
-                    depth: width,
-                    accumulate: false,
-                }
-                .run();
-            }
-            lanes::run(Recomputed {
-                vectors,
-                scores,
-                dscores,
-                limits: (span.own && first + keys > least).then_some((first, &limits)),
-                lse: &lse,
-                delta: &delta,
-            });
-            let at = (span.start + first - gradients.first_key) * padded;
-            let (dk, dv) = (&mut gradients.dk[at..], &mut gradients.dv[at..]);
-            for (data, b, c) in [(&*scores, &*dout_rows, dv), (&*dscores, &*q_rows, dk)] {
-                Product {
-                    left: Left::AsIs,
-                    a: Rows { data, stride },
-                    b: Rows { data: b, stride: padded },
-                    c,
-                    c_stride: padded,
-                    rows: keys,
-                    vectors: padded / LANES,
-                    depth: columns.count,
-                    accumulate: true,
-                }
-                .run();
-            }
-            Product {
-                left: Left::Transposed,
-                a: Rows { data: dscores, stride },
-                b: whole_vectors(key_rows, width, keys, &mut scratch.padded),
-                c: sums,
-                c_stride: padded,
-                rows: columns.count,
-                vectors: padded / LANES,
-                depth: keys,
-                accumulate: true,
-            }
-            .run();
+            batch.keys(span, first, &mut tile, gradients);
         }
     }
     let first = (columns.q_start - gradients.first_query) * head.per_row() + columns.first;
     let dq = gradients.dq[first * width..].chunks_exact_mut(width);
-    for (dq, sums) in dq.zip(sums.chunks_exact(padded)).take(columns.count) {
+    for (dq, sums) in dq.zip(tile.sums.chunks_exact(padded)).take(columns.count) {
         for (dq, sum) in dq.iter_mut().zip(sums) {
             *dq = sum * head.heads.scale;
         }
+    }
+}
+
+impl Batch<'_> {
+    /// One tile of keys, from key `first` of the span on.
+    fn keys(&self, span: Span, first: usize, tile: &mut Tile<'_>, to: &mut Gradients<'_>) {
+        let head = self.head;
+        let (vectors, stride) = (self.columns.vectors(), self.columns.vectors() * LANES);
+        let padded = head.width().next_multiple_of(LANES);
+        let keys = KEYS.min(span.len - first);
+        let key_rows = head.rows(head.k, span.start + first);
+        let value_rows = head.rows(head.v, span.start + first);
+        let scores = &mut tile.scores[..keys * stride];
+        let dscores = &mut tile.dscores[..keys * stride];
+        for (a, data, c) in
+            [(key_rows, self.q.0, &mut *scores), (value_rows, self.dout.0, &mut *dscores)]
+        {
+            Product {
+                left: Left::AsIs,
+                a,
+                b: Rows { data, stride },
+                c,
+                c_stride: stride,
+                rows: keys,
+                vectors,
+                depth: head.width(),
+                accumulate: false,
+            }
+            .run();
+        }
+        let masked = span.own && first + keys > self.limits[0] as usize;
+        lanes::run(Recomputed {
+            vectors,
+            scores,
+            dscores,
+            limits: masked.then_some((first, &self.limits)),
+            lse: &self.lse,
+            delta: &self.delta,
+        });
+        let at = (span.start + first - to.first_key) * padded;
+        let (dk, dv) = (&mut to.dk[at..], &mut to.dv[at..]);
+        for (data, b, c) in [(&*scores, self.dout.1, dv), (&*dscores, self.q.1, dk)] {
+            Product {
+                left: Left::AsIs,
+                a: Rows { data, stride },
+                b: Rows { data: b, stride: padded },
+                c,
+                c_stride: padded,
+                rows: keys,
+                vectors: padded / LANES,
+                depth: self.columns.count,
+                accumulate: true,
+            }
+            .run();
+        }
+        Product {
+            left: Left::Transposed,
+            a: Rows { data: dscores, stride },
+            b: whole_vectors(key_rows, head.width(), keys, tile.padded),
+            c: tile.sums,
+            c_stride: padded,
+            rows: self.columns.count,
+            vectors: padded / LANES,
+            depth: keys,
+            accumulate: true,
+        }
+        .run();
     }
 }
 
