@@ -79,13 +79,18 @@ impl Columns {
     }
 
     /// `factor · X` of these columns, transposed to `[e][16 · vectors]`; missing columns are zero.
+    ///
+    /// Plain loops: blocks of 4 by 4 and shuffles of 16 by 16 measured no better, the reads being the cost.
     pub(super) fn transpose(&self, head: &Head<'_>, x: Rows<'_>, factor: f32, to: &mut [f32]) {
-        let stride = self.vectors() * LANES;
-        for first in (0..self.count).step_by(LANES) {
-            let rows = std::array::from_fn(|c| {
-                if first + c < self.count { self.slice(head, x, first + c) } else { &[] }
-            });
-            lanes::run(Transpose { rows, factor, to: &mut to[first..], stride });
+        let width = self.vectors() * LANES;
+        if self.count < width {
+            to.fill(0.0);
+        }
+        for c in 0..self.count {
+            let column = self.slice(head, x, c);
+            for (to, x) in to[c..].iter_mut().step_by(width).zip(column) {
+                *to = x * factor;
+            }
         }
     }
 
@@ -100,52 +105,6 @@ impl Columns {
             rest.fill(0.0);
         }
     }
-}
-
-/// `to[i * stride + j] = factor · rows[j][i]`; an empty row counts as zeros.
-struct Transpose<'a> {
-    rows: [&'a [f32]; LANES],
-    factor: f32,
-    to: &'a mut [f32],
-    stride: usize,
-}
-
-impl Kernel for Transpose<'_> {
-    type Output = ();
-    /// Blocks of 16 by 16; four perfect shuffles of the rows transpose a block.
-    #[inline(always)]
-    fn run<S: Simd>(self, simd: S) {
-        let factor = simd.splat_f32s(self.factor);
-        let width = self.rows[0].len();
-        for first in (0..width).step_by(LANES) {
-            let mut block: [[f32; LANES]; LANES] = std::array::from_fn(|j| {
-                let row = self.rows[j].get(first..).unwrap_or_default();
-                let x = match row.first_chunk() {
-                    Some(row) => lanes::load(simd, row),
-                    None => lanes::load_tail(simd, row),
-                };
-                pulp::cast(simd.mul_f32s(x, factor))
-            });
-            for _ in 0..4 {
-                let mut next = [[0.0; LANES]; LANES];
-                for i in 0..LANES / 2 {
-                    next[2 * i] = interleave(&block[i], &block[i + LANES / 2], 0);
-                    next[2 * i + 1] = interleave(&block[i], &block[i + LANES / 2], LANES / 2);
-                }
-                block = next;
-            }
-            let to = self.to[first * self.stride..].chunks_mut(self.stride);
-            for (to, row) in to.zip(&block).take(width - first) {
-                to[..LANES].copy_from_slice(row);
-            }
-        }
-    }
-}
-
-/// `a[from], b[from], a[from + 1], b[from + 1], ...`: half of each.
-#[inline(always)]
-fn interleave(a: &[f32; LANES], b: &[f32; LANES], from: usize) -> [f32; LANES] {
-    std::array::from_fn(|i| if i % 2 == 0 { a[from + i / 2] } else { b[from + i / 2] })
 }
 
 /// `rows` rows of width `e` as rows that can be read in whole vectors: as they lie where `e` is a

@@ -1,0 +1,217 @@
+//! A steady call allocates nothing: scratch grows in the first calls and is kept.
+#![expect(unsafe_code, reason = "a counting allocator is an unsafe trait")]
+#![expect(clippy::unwrap_used, reason = "a test panics when wrong")]
+
+use kernels::activation::{self, Activation, Kind};
+use kernels::attention::{self, Attention, Grads, Heads, Routing, Sequence};
+use kernels::cpu::CpuBuf;
+use kernels::embedding::{Embed, Embedding};
+use kernels::linear::{HostStorage, Layout, Linear, Shape};
+use kernels::loss::{HeadLoss, Loss};
+use kernels::norm::{self, Norm, Params};
+use kernels::optim::{AdamW, Optim, Update};
+use kernels::rope::{Rope, Rotate, table};
+use kernels::{Backend, Cpu, Mat, MatMut};
+use std::alloc::{GlobalAlloc, Layout as AllocLayout, System};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+struct Counting;
+
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+// SAFETY: forwards every call unchanged to the system's allocator, which keeps the trait's contract.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: AllocLayout) -> *mut u8 {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: AllocLayout) {
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Rows of the pack: one sequence of 40 and two that share a prefix of 30.
+const T: usize = 40 + 30 + 25 + 25;
+const D: usize = 64;
+const F: usize = 96;
+const V: usize = 5000;
+
+fn buf(len: usize) -> CpuBuf<f32> {
+    (0..len).map(|i| (i % 17) as f32 / 17.0 - 0.5).collect::<Vec<_>>().into()
+}
+
+fn sequence(start: u32, len: u32, (p_start, p_len): (u32, u32)) -> Sequence {
+    Sequence { q_start: start, q_len: len, k_start: start, k_len: len, p_start, p_len }
+}
+
+/// One call of every operation, on buffers that are there already.
+struct Step {
+    x: CpuBuf<f32>,
+    y: CpuBuf<f32>,
+    wide: CpuBuf<f32>,
+    dwide: CpuBuf<f32>,
+    weight: CpuBuf<f32>,
+    table: CpuBuf<f32>,
+    index: CpuBuf<u32>,
+    sequences: CpuBuf<Sequence>,
+    groups: CpuBuf<u32>,
+    limits: CpuBuf<u32>,
+    lse: CpuBuf<f32>,
+    dkv: CpuBuf<f32>,
+    head: <Cpu as Linear>::Weight,
+    row_weights: CpuBuf<f32>,
+    losses: CpuBuf<f32>,
+    work: CpuBuf<f32>,
+    updates: CpuBuf<Update>,
+    slabs: [CpuBuf<f32>; 4],
+    norms: CpuBuf<f32>,
+}
+
+impl Step {
+    fn new() -> Self {
+        let shape = Shape { in_dim: D, out_dim: V };
+        let mut prepared = vec![0.0; Cpu.prepared_len(shape)];
+        Cpu.prepare(shape, Layout::OutIn, &buf(D * V), &mut prepared).unwrap();
+        let storage: HostStorage = Arc::new(prepared);
+        let sequences = vec![
+            sequence(0, 40, (0, 0)),
+            sequence(40, 30, (0, 0)),
+            sequence(70, 25, (40, 30)),
+            sequence(95, 25, (40, 30)),
+        ];
+        let limits: Vec<u32> = sequences.iter().flat_map(|s| 1..=s.q_len).collect();
+        let update = |offset| Update {
+            offset,
+            len: 40_000,
+            step: 1,
+            learning_rate: 1e-3,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+            clip_norm: 1.0,
+        };
+        Self {
+            x: buf(T * D),
+            y: buf(T * D),
+            wide: buf(T * 2 * F),
+            dwide: buf(T * 2 * F),
+            weight: buf(D),
+            table: table(&[1.0; 8], 64).into(),
+            index: (0..T).map(|i| u32::try_from(i % 64).unwrap()).collect::<Vec<_>>().into(),
+            sequences: sequences.into(),
+            groups: vec![0, 1, 4].into(),
+            limits: limits.into(),
+            lse: buf(T * 4),
+            dkv: buf(T * D),
+            head: Cpu.weight(shape, &storage, 0).unwrap(),
+            row_weights: buf(T),
+            losses: buf(T),
+            work: buf(Cpu.head_loss_workspace(T, D, V)),
+            updates: vec![update(0), update(40_000)].into(),
+            slabs: std::array::from_fn(|_| buf(80_000)),
+            norms: buf(2),
+        }
+    }
+
+    fn run(&mut self) {
+        let (rows, dim) = (T, D);
+        let x = MatMut::new(&mut self.x, D);
+        let (table, ids) = (&self.head, &self.index);
+        Cpu.embed(Embed { table, ids, positions: None, x, rows }).unwrap();
+        let params = Params { weight: &self.weight, bias: None, eps: 1e-5 };
+        let (x, y) = (Mat::new(&self.x, D), MatMut::new(&mut self.y, D));
+        Cpu.norm_forward(norm::Forward { params, x, y, rows, dim }).unwrap();
+        let (dy, dx) = (Mat::new(&self.x, D), MatMut::new(&mut self.y, D));
+        Cpu.norm_backward(norm::Backward { params, x, dy, dx, rows, dim }).unwrap();
+        Cpu.rope(Rotate {
+            x: MatMut::new(&mut self.y, D),
+            positions: &self.index,
+            table: &self.table,
+            heads: 4,
+            head_dim: 16,
+            inverse: false,
+            rows,
+        })
+        .unwrap();
+        let kind = Kind::SwiGlu;
+        let (x, h) = (Mat::new(&self.wide, 2 * F), MatMut::new(&mut self.dwide, 2 * F));
+        Cpu.activation_forward(activation::Forward { kind, x, h, rows, dim: F }).unwrap();
+        self.attention();
+        Cpu.head_loss(HeadLoss {
+            x: Mat::new(&self.x, D),
+            head: &self.head,
+            targets: &self.index,
+            weights: &self.row_weights,
+            losses: &mut self.losses,
+            dx: Some(MatMut::new(&mut self.y, D)),
+            work: &mut self.work,
+            rows,
+        })
+        .unwrap();
+        let [params, grads, m, v] = &mut self.slabs;
+        let (updates, norms) = (&self.updates, &mut self.norms);
+        Cpu.adamw(AdamW { updates, num_updates: 2, params, grads, m, v, norms }).unwrap();
+    }
+
+    fn attention(&mut self) {
+        let heads = Heads { heads: 4, kv_heads: 2, head_dim: 16, scale: 0.25 };
+        let routing = Routing::<Cpu> {
+            sequences: &self.sequences,
+            num_sequences: 4,
+            groups: &self.groups,
+            num_groups: 2,
+            limits: &self.limits,
+        };
+        let (q, k, v) = (Mat::new(&self.x, D), Mat::new(&self.x, D), Mat::at(&self.x, 32, D));
+        let (out, lse) = (MatMut::new(&mut self.y, D), &mut self.lse);
+        let (q_rows, k_rows) = (T, T);
+        let args = attention::Forward { heads, routing, q, k, v, out, lse, q_rows, k_rows };
+        Cpu.attention_forward(args).unwrap();
+        Cpu.attention_backward(attention::Backward {
+            heads,
+            routing,
+            q,
+            k,
+            v,
+            out: Mat::new(&self.y, D),
+            lse: &self.lse,
+            dout: Mat::new(&self.x, D),
+            grads: Grads {
+                dq: MatMut::new(&mut self.dwide, 2 * F),
+                dkv: &mut self.dkv,
+                dk_start: 0,
+                dv_start: 32,
+                dkv_stride: D,
+            },
+            q_rows,
+            k_rows,
+        })
+        .unwrap();
+    }
+}
+
+#[test]
+fn a_steady_step_allocates_nothing() {
+    for threads in [1, 2] {
+        let mut step = Step::new();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        // Which thread takes which task is chance: scratch has grown everywhere only after a while.
+        let quiet = pool.install(|| {
+            (0..400).any(|_| {
+                let before = COUNT.load(Ordering::Relaxed);
+                (0..5).for_each(|_| step.run());
+                COUNT.load(Ordering::Relaxed) == before
+            })
+        });
+        assert!(quiet, "no 5 steps of 2000 without an allocation on {threads} threads");
+        assert!(Cpu.alloc::<f32>(0).unwrap().is_empty());
+    }
+}
