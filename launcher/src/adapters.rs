@@ -11,8 +11,8 @@ use trainer::config::{Config, Document};
 use trainer::ids::{UserId, UserKey};
 use trainer::lora::{SiteList, Target};
 use trainer::model::cache::MappedBase;
-use trainer::store::{AdapterRef, Commit, Manifest, Outcome, Provenance, Store, Writer};
 use trainer::store::peft::{ExportOptions, Naming};
+use trainer::store::{AdapterRef, Commit, Manifest, Outcome, Provenance, Store, Writer};
 
 const NO_RUN: &str = "give the folder of a run, the one its last line names";
 
@@ -25,7 +25,8 @@ fn config(run: &Path, env: &Env) -> anyhow::Result<Config> {
 /// The frozen base of a run: the merged one where there was a population stage.
 fn base(run: &Path, config: &Config, env: &Env) -> anyhow::Result<MappedBase> {
     let cache = config.base.cache_dir.clone().unwrap_or_else(|| env.cache.join("prepared"));
-    let source = trainer::model::weights::open(&config.base.path).input("the run's base is gone")?;
+    let source =
+        trainer::model::weights::open(&config.base.path).input("the run's base is gone")?;
     let base = MappedBase::load(&Cpu, source.as_ref(), &cache)?;
     let overlay = run.join("population/merged.myriad");
     Ok(if overlay.exists() { base.with_overlay(&overlay)? } else { base })
@@ -37,14 +38,20 @@ pub(crate) fn export(args: &ExportArgs, env: &Env) -> anyhow::Result<Exit> {
     let keys: Vec<UserKey> = args.users.iter().map(|u| UserId::new(u).key()).collect();
     let base = base(&args.run, &config, env)?;
     let options = ExportOptions {
-        base_name_or_path: args.base_name.clone().unwrap_or_else(|| config.base.path.display().to_string()),
+        base_name_or_path: args
+            .base_name
+            .clone()
+            .unwrap_or_else(|| config.base.path.display().to_string()),
         num_layers: u32::try_from(base.spec().layers)?,
         naming: Naming::Key,
     };
     let users = (!keys.is_empty()).then_some(keys.as_slice());
-    let exported = trainer::store::peft::export(&store, users, &args.out, &options).input("users must be trained, the folder must not exist")?;
+    let exported = trainer::store::peft::export(&store, users, &args.out, &options)
+        .input("users must be trained, the folder must not exist")?;
     if config.population.enabled {
-        say("these adapters belong to the base with the population adapter merged in; the run's population/ has it");
+        say(
+            "these adapters belong to the base with the population adapter merged in; the run's population/ has it",
+        );
     }
     print(&format!("{} adapters in {}, users in users.json", exported.len(), args.out.display()));
     Ok(Exit::Done)
@@ -57,17 +64,31 @@ pub(crate) fn import(args: &ImportArgs, env: &Env) -> anyhow::Result<Exit> {
     let targets: Vec<Target> = Target::ALL.into_iter().filter(|t| t.family() == family).collect();
     let all = SiteList::of_base(base.spec(), &targets)?;
     let available: Vec<_> = all.entries().iter().map(|e| e.spec).collect();
-    let imported = trainer::store::peft::import(&args.adapter, &available).input("the adapter must be plain LoRA for this base")?;
+    let imported = trainer::store::peft::import(&args.adapter, &available)
+        .input("the adapter must be plain LoRA for this base")?;
     let ours = Target::parse_all(&config.individual.training.targets)?;
     if imported.spec.targets != ours {
-        return Err(anyhow::anyhow!("the adapter adapts {:?}, this run adapts {ours:?}", imported.spec.targets))
-            .input("adapters of one run share their targets");
+        return Err(anyhow::anyhow!(
+            "the adapter adapts {:?}, this run adapts {ours:?}",
+            imported.spec.targets
+        ))
+        .input("adapters of one run share their targets");
     }
     let user = UserId::new(&args.user);
     let folder = args.run.join("store");
     let generation = Store::open(&folder).input(NO_RUN)?.next_generation(&user.key());
-    let provenance = Provenance { base_hash: base.hash().to_string(), config_hash: "imported".to_owned(), steps: 0, final_loss: None };
-    let adapter = AdapterRef { spec: &imported.spec, sites: &imported.sites, params: &imported.params, provenance: &provenance };
+    let provenance = Provenance {
+        base_hash: base.hash().to_string(),
+        config_hash: "imported".to_owned(),
+        steps: 0,
+        final_loss: None,
+    };
+    let adapter = AdapterRef {
+        spec: &imported.spec,
+        sites: &imported.sites,
+        params: &imported.params,
+        provenance: &provenance,
+    };
     let mut writer = Writer::open(&folder, 0).input("another process is writing this run")?;
     writer.commit(Commit { user: &user, generation, outcome: Outcome::Adapter(adapter) })?;
     writer.close()?;
@@ -77,19 +98,31 @@ pub(crate) fn import(args: &ImportArgs, env: &Env) -> anyhow::Result<Exit> {
 
 pub(crate) fn verify(args: &FolderArgs, env: &Env) -> anyhow::Result<Exit> {
     let config = config(&args.run, env)?;
-    let manifest = Manifest::load(&args.run).input(NO_RUN)?.context("no manifest.json").input(NO_RUN)?;
+    let manifest =
+        Manifest::load(&args.run).input(NO_RUN)?.context("no manifest.json").input(NO_RUN)?;
     let report = trainer::store::verify(&args.run.join("store")).input(NO_RUN)?;
     report.notes.iter().for_each(|note| say(note));
     let mut problems: Vec<String> = report
         .problems
         .iter()
-        .map(|p| format!("{} at byte {}{}: {}", p.path.display(), p.offset, p.user.map_or_else(String::new, |u| format!(", user key {u:?}")), p.what))
+        .map(|p| {
+            format!(
+                "{} at byte {}{}: {}",
+                p.path.display(),
+                p.offset,
+                p.user.map_or_else(String::new, |u| format!(", user key {u:?}")),
+                p.what
+            )
+        })
         .collect();
     match base(&args.run, &config, env).and_then(|b| Ok(b.verify().map(|()| b)?)) {
         Ok(base) => {
             let expected = manifest.merged_hash.as_ref().unwrap_or(&manifest.base_hash);
             if base.hash().to_string() != *expected {
-                problems.push(format!("the base's hash is {}, the manifest says {expected}", base.hash()));
+                problems.push(format!(
+                    "the base's hash is {}, the manifest says {expected}",
+                    base.hash()
+                ));
             }
         }
         Err(error) => problems.push(format!("{error:#}")),
@@ -109,7 +142,8 @@ pub(crate) fn verify(args: &FolderArgs, env: &Env) -> anyhow::Result<Exit> {
 
 pub(crate) fn forget(args: &ForgetArgs) -> anyhow::Result<Exit> {
     let user = UserId::new(&args.user);
-    let forgotten = trainer::store::forget(&args.run.join("store"), &user.key()).input("the user must be in the run's store")?;
+    let forgotten = trainer::store::forget(&args.run.join("store"), &user.key())
+        .input("the user must be in the run's store")?;
     let removed = forget_text(&args.run, &user)?;
     print(&format!(
         "user {user}: {} bytes of adapters in {} ranks and {removed} lines of predictions and events removed",

@@ -11,7 +11,8 @@ const SAMPLE: usize = 1 << 20;
 
 pub(crate) fn run(env: &Env, comm: &dyn Communicator) -> anyhow::Result<Exit> {
     crate::threads(0, env)?;
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "?".to_owned());
+    let host =
+        std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "?".to_owned());
     let mine = format!(
         "rank {} of {} on {}: {} threads, {}",
         comm.rank(),
@@ -27,11 +28,19 @@ pub(crate) fn run(env: &Env, comm: &dyn Communicator) -> anyhow::Result<Exit> {
         for line in lines {
             print(&String::from_utf8_lossy(&line));
         }
-        print(&format!("one world of {} ranks; sum over ranks {sum}, expected {expected}", comm.size()));
+        print(&format!(
+            "one world of {} ranks; sum over ranks {sum}, expected {expected}",
+            comm.size()
+        ));
         if comm.size() > 1 {
-            print(&format!("gathering {} MB from each rank to all: {rate:.2} GB/s into each", SAMPLE * 4 / 1_000_000));
+            print(&format!(
+                "gathering {} MB from each rank to all: {rate:.2} GB/s into each",
+                SAMPLE * 4 / 1_000_000
+            ));
         } else if env.started_by_mpi {
-            print("started by an MPI launcher, but alone: if you asked for more ranks, each is a world of its own; use the mpirun of the MPI this binary is linked with");
+            print(
+                "started by an MPI launcher, but alone: if you asked for more ranks, each is a world of its own; use the mpirun of the MPI this binary is linked with",
+            );
         }
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         print(&format!("processors {processors}, ranks on this node {}", env.ranks_on_node));

@@ -24,11 +24,15 @@ fn number(name: &str) -> Option<usize> {
 impl Env {
     pub(crate) fn read() -> Self {
         let home = std::env::var("HOME").map_or_else(|_| PathBuf::from("."), PathBuf::from);
-        let cache = std::env::var("MYRIAD_CACHE").map_or_else(|_| home.join(".cache/myriad"), PathBuf::from);
+        let cache = std::env::var("MYRIAD_CACHE")
+            .map_or_else(|_| home.join(".cache/myriad"), PathBuf::from);
         let mpi = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS"];
         let available = std::thread::available_parallelism().map_or(1, usize::from);
         let per_task = number("SLURM_CPUS_PER_TASK");
-        let ranks_on_node = number("OMPI_COMM_WORLD_LOCAL_SIZE").or_else(|| number("MPI_LOCALNRANKS")).unwrap_or(1).max(1);
+        let ranks_on_node = number("OMPI_COMM_WORLD_LOCAL_SIZE")
+            .or_else(|| number("MPI_LOCALNRANKS"))
+            .unwrap_or(1)
+            .max(1);
         Self {
             cache,
             started_by_mpi: mpi.iter().any(|name| std::env::var_os(name).is_some()),

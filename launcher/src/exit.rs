@@ -52,21 +52,18 @@ impl std::error::Error for Failure {}
 pub(crate) trait Fails<T> {
     /// Wrong config or data.
     fn input(self, hint: &'static str) -> anyhow::Result<T>;
-    /// A verification that failed.
-    fn verification(self, hint: &'static str) -> anyhow::Result<T>;
 }
 
 impl<T, E: Into<anyhow::Error>> Fails<T> for Result<T, E> {
     fn input(self, hint: &'static str) -> anyhow::Result<T> {
         self.map_err(|e| Failure { exit: Exit::Input, hint: Some(hint), error: e.into() }.into())
     }
-
-    fn verification(self, hint: &'static str) -> anyhow::Result<T> {
-        self.map_err(|e| Failure { exit: Exit::Verification, hint: Some(hint), error: e.into() }.into())
-    }
 }
 
 /// Code and hint of an error; without a mark it is the machine's or our own failure.
 pub(crate) fn read(error: &anyhow::Error) -> (Exit, Option<&'static str>) {
-    error.chain().find_map(|e| e.downcast_ref::<Failure>()).map_or((Exit::Internal, None), |f| (f.exit, f.hint))
+    error
+        .chain()
+        .find_map(|e| e.downcast_ref::<Failure>())
+        .map_or((Exit::Internal, None), |f| (f.exit, f.hint))
 }

@@ -42,7 +42,8 @@ fn main() -> ExitCode {
         }
         Err(error) => {
             let comm = world.comm();
-            let place = if comm.size() > 1 { format!("rank {}: ", comm.rank()) } else { String::new() };
+            let place =
+                if comm.size() > 1 { format!("rank {}: ", comm.rank()) } else { String::new() };
             let exit = failed(&error, &place);
             if comm.size() > 1 {
                 // The others may wait for this rank: end the job, never return past them.
@@ -84,7 +85,10 @@ fn dispatch(command: Command, env: &Env, comm: &dyn Communicator) -> anyhow::Res
 }
 
 /// Commands of one process: started under mpirun, only rank 0 works.
-fn alone(comm: &dyn Communicator, work: impl FnOnce() -> anyhow::Result<Exit>) -> anyhow::Result<Exit> {
+fn alone(
+    comm: &dyn Communicator,
+    work: impl FnOnce() -> anyhow::Result<Exit>,
+) -> anyhow::Result<Exit> {
     let exit = if comm.rank() == 0 { work()? } else { Exit::Done };
     comm.barrier()?;
     Ok(exit)

@@ -6,9 +6,9 @@ use crate::session::Session;
 use crate::watch::print;
 use kernels::Cpu;
 use trainer::comm::Communicator;
+use trainer::config::Recompute;
 use trainer::model::activations::StepSize;
 use trainer::model::network::Network;
-use trainer::config::Recompute;
 use trainer::stage::engine::Engine;
 
 /// Packs need not be larger than this to keep the products at full speed on CPUs.
@@ -48,10 +48,16 @@ pub(crate) struct Bounds {
 /// # Errors
 /// When even the smallest plan does not fit, with the numbers.
 pub(crate) fn choose(net: &Network<Cpu>, bounds: Bounds) -> anyhow::Result<Sizes> {
-    let rows = if bounds.pack_rows == 0 { AUTO_PACK_ROWS } else { bounds.pack_rows }.max(bounds.chunk_rows);
+    let rows = if bounds.pack_rows == 0 { AUTO_PACK_ROWS } else { bounds.pack_rows }
+        .max(bounds.chunk_rows);
     let layers = net.spec().layers;
     let bytes = |stored_blocks, slots| {
-        Engine::bytes(net, StepSize { rows, stored_blocks, backward: true }, slots, bounds.adapter_params)
+        Engine::bytes(
+            net,
+            StepSize { rows, stored_blocks, backward: true },
+            slots,
+            bounds.adapter_params,
+        )
     };
     let wanted = if bounds.slots == 0 { AUTO_USERS } else { bounds.slots }.min(bounds.users.max(1));
     let mut slots = wanted;
@@ -61,7 +67,9 @@ pub(crate) fn choose(net: &Network<Cpu>, bounds: Bounds) -> anyhow::Result<Sizes
     let stored = match bounds.recompute {
         Recompute::Always => 0,
         Recompute::Never => layers,
-        Recompute::Auto => (0..=layers).rev().find(|&s| bytes(s, slots) <= bounds.budget).unwrap_or(0),
+        Recompute::Auto => {
+            (0..=layers).rev().find(|&s| bytes(s, slots) <= bounds.budget).unwrap_or(0)
+        }
     };
     let total = bytes(stored, slots);
     anyhow::ensure!(
@@ -92,7 +100,11 @@ impl Bounds {
 
 /// Bytes left of the budget once the base is mapped.
 pub(crate) fn budget(session: &Session) -> usize {
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked positive by the config")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked positive by the config"
+    )]
     let whole = (session.config.engine.memory_gb * 1e9) as usize;
     whole.saturating_sub(session.base.mapped_bytes())
 }
@@ -125,18 +137,78 @@ pub(crate) fn print_plan(session: &Session, comm: &dyn Communicator) -> anyhow::
     let users = index.personal.len();
     let mine = users.div_ceil(comm.size());
     let layers = session.base.spec().layers;
-    let net = Network::new(Cpu, &session.base, &session.sites.by_layer(layers), config.prompt.max_length.min(session.base.spec().max_positions))?;
+    let net = Network::new(
+        Cpu,
+        &session.base,
+        &session.sites.by_layer(layers),
+        config.prompt.max_length.min(session.base.spec().max_positions),
+    )?;
     let bounds = Bounds::of(session, mine);
-    let sizes = choose(&net, bounds).input("raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens")?;
+    let sizes = choose(&net, bounds)
+        .input("raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens")?;
     let base = session.base.describe();
     let line = |name: &str, value: String| print(&format!("{name:<22} {value}"));
-    line("base", format!("{} parameters, {} in block products, {:.2} GB mapped, shared by the ranks of a node", base.parameters, base.block_matmul_parameters, gigabytes(session.base.mapped_bytes())));
-    line("users", format!("{users} to personalise ({unusable} unusable, {} put aside), {} in the population", index.quarantined.len(), index.population.len()));
-    line("examples", format!("{items} history items, {} queries", index.personal.iter().map(|u| u.num_queries).sum::<usize>()));
-    line("individual stage", format!("{steps} optimiser steps, {tokens} tokens (before shared prefixes)"));
-    line("adapter", format!("{} parameters, {:.2} MB, {:.2} MB of state in flight", bounds.adapter_params, gigabytes(bounds.adapter_params * 4) * 1e3, gigabytes(bounds.adapter_params * 16) * 1e3));
-    line("ranks", format!("{} with {} threads, up to {mine} users each", comm.size(), rayon::current_num_threads()));
-    line("in flight, a rank", format!("{} users, packs of {} rows, {} of {layers} blocks stored", sizes.slots, sizes.step.rows, sizes.step.stored_blocks.min(layers)));
-    line("memory, a rank", format!("{:.2} GB of buffers and adapters, budget {:.2} GB with the base", gigabytes(sizes.bytes), config.engine.memory_gb));
+    line(
+        "base",
+        format!(
+            "{} parameters, {} in block products, {:.2} GB mapped, shared by the ranks of a node",
+            base.parameters,
+            base.block_matmul_parameters,
+            gigabytes(session.base.mapped_bytes())
+        ),
+    );
+    line(
+        "users",
+        format!(
+            "{users} to personalise ({unusable} unusable, {} put aside), {} in the population",
+            index.quarantined.len(),
+            index.population.len()
+        ),
+    );
+    line(
+        "examples",
+        format!(
+            "{items} history items, {} queries",
+            index.personal.iter().map(|u| u.num_queries).sum::<usize>()
+        ),
+    );
+    line(
+        "individual stage",
+        format!("{steps} optimiser steps, {tokens} tokens (before shared prefixes)"),
+    );
+    line(
+        "adapter",
+        format!(
+            "{} parameters, {:.2} MB, {:.2} MB of state in flight",
+            bounds.adapter_params,
+            gigabytes(bounds.adapter_params * 4) * 1e3,
+            gigabytes(bounds.adapter_params * 16) * 1e3
+        ),
+    );
+    line(
+        "ranks",
+        format!(
+            "{} with {} threads, up to {mine} users each",
+            comm.size(),
+            rayon::current_num_threads()
+        ),
+    );
+    line(
+        "in flight, a rank",
+        format!(
+            "{} users, packs of {} rows, {} of {layers} blocks stored",
+            sizes.slots,
+            sizes.step.rows,
+            sizes.step.stored_blocks.min(layers)
+        ),
+    );
+    line(
+        "memory, a rank",
+        format!(
+            "{:.2} GB of buffers and adapters, budget {:.2} GB with the base",
+            gigabytes(sizes.bytes),
+            config.engine.memory_gb
+        ),
+    );
     Ok(Exit::Done)
 }

@@ -8,7 +8,8 @@ use trainer::data::{Role, check};
 
 pub(crate) fn run(args: &PrepareArgs) -> anyhow::Result<Exit> {
     let role = if args.population { Role::Population } else { Role::Personal };
-    let report = check(&args.check, Limits::new(role)).input("docs/guides/data.md describes the format")?;
+    let report =
+        check(&args.check, Limits::new(role)).input("docs/guides/data.md describes the format")?;
     for problem in &report.problems {
         say(&problem.to_string());
     }

@@ -29,7 +29,7 @@ const CHUNK_ROWS: usize = 2048;
 pub(crate) struct Session {
     pub(crate) config: Config,
     pub(crate) folder: PathBuf,
-    
+
     pub(crate) base: MappedBase,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) data: Dataset,
@@ -50,12 +50,15 @@ pub(crate) fn config(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyh
     }
     comm.broadcast_bytes(0, &mut text)?;
     let path = std::path::absolute(&args.config)?;
-    let text = String::from_utf8(text).context("the config is not UTF-8").input("save it as UTF-8")?;
+    let text =
+        String::from_utf8(text).context("the config is not UTF-8").input("save it as UTF-8")?;
     let mut document = Document::parse(&path, &text).input("the line says what TOML expected")?;
     for set in &args.sets {
         document.set(set).input("write --set section.key=value")?;
     }
-    document.resolve(&env.variables()).input("launcher run --config FILE --print-config shows every key")
+    document
+        .resolve(&env.variables())
+        .input("launcher run --config FILE --print-config shows every key")
 }
 
 impl Session {
@@ -71,9 +74,12 @@ impl Session {
         let data_hint = "docs/guides/data.md says what every reader expects";
         let on_bad = if config.data.strict { OnBad::Stop } else { OnBad::Quarantine };
         let data = trainer::data::load(&source_of(&config)?, on_bad).input(data_hint)?;
-        let task = Task::new(template(&config)?).input("docs/guides/data.md has the template's fields")?;
-        let targets = Target::parse_all(&config.individual.training.targets).input("targets are q, k, v, o, gate, up, down, or GPT-2's c_attn, c_proj, c_fc")?;
-        let sites = SiteList::of_base(base.spec(), &targets).input("choose targets the base has")?;
+        let task =
+            Task::new(template(&config)?).input("docs/guides/data.md has the template's fields")?;
+        let targets = Target::parse_all(&config.individual.training.targets)
+            .input("targets are q, k, v, o, gate, up, down, or GPT-2's c_attn, c_proj, c_fc")?;
+        let sites =
+            SiteList::of_base(base.spec(), &targets).input("choose targets the base has")?;
         let chunk_rows = CHUNK_ROWS.max(config.prompt.max_length);
         let rules = PackRules { chunk_rows, share_prefixes: config.engine.shared_prefix };
         comm.barrier()?;
@@ -183,9 +189,13 @@ fn template(config: &Config) -> anyhow::Result<Template> {
         return Ok(template);
     }
     let text = std::fs::read_to_string(name)
-        .with_context(|| format!("prompt.template: {name:?} is neither a builtin template nor a readable file"))
+        .with_context(|| {
+            format!("prompt.template: {name:?} is neither a builtin template nor a readable file")
+        })
         .input("builtin templates: rating")?;
-    toml::from_str(&text).with_context(|| format!("template {name}")).input("docs/guides/data.md has the template's fields")
+    toml::from_str(&text)
+        .with_context(|| format!("template {name}"))
+        .input("docs/guides/data.md has the template's fields")
 }
 
 /// The data set a config names.
@@ -193,12 +203,20 @@ fn source_of(config: &Config) -> anyhow::Result<Source> {
     let data = &config.data;
     Ok(match data.source {
         SourceKind::Jsonl => Source::Jsonl {
-            personal: data.personal.clone().context("data.personal is not set").input("name the JSONL file of the users")?,
+            personal: data
+                .personal
+                .clone()
+                .context("data.personal is not set")
+                .input("name the JSONL file of the users")?,
             population: data.population.clone(),
             max_line_bytes: 64 << 20,
         },
         SourceKind::Ml100k => {
-            let path = data.path.clone().context("data.path is not set").input("scripts/setup fetches ml-100k")?;
+            let path = data
+                .path
+                .clone()
+                .context("data.path is not set")
+                .input("scripts/setup fetches ml-100k")?;
             let selection = Ml100k {
                 personal_users: data.personal_users.unwrap_or(usize::MAX),
                 population_users: data.population_users,
@@ -209,7 +227,9 @@ fn source_of(config: &Config) -> anyhow::Result<Source> {
                 seed: config.run.seed,
             };
             if data.personal_users.is_none() {
-                bail!("data.personal_users is not set: ml-100k needs to know how many users are personal");
+                bail!(
+                    "data.personal_users is not set: ml-100k needs to know how many users are personal"
+                );
             }
             Source::Ml100k { path, selection }
         }

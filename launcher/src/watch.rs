@@ -27,7 +27,9 @@ impl Progress {
         let terminal = std::io::stderr().is_terminal();
         let bar = (shown && terminal).then(|| {
             let bar = ProgressBar::new(total);
-            if let Ok(style) = ProgressStyle::with_template("{prefix:<11} {wide_bar} {pos}/{len} {msg} {eta} left") {
+            if let Ok(style) =
+                ProgressStyle::with_template("{prefix:<11} {wide_bar} {pos}/{len} {msg} {eta} left")
+            {
                 bar.set_style(style);
             }
             bar.set_prefix(stage);

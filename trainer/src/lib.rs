@@ -1,14 +1,13 @@
 //! One run of Myriad as a library.
 //!
 //! Modules, lowest first; a module uses only those before it (held by `tests/order.rs`):
-//! [`error`], [`ids`], [`config`], [`comm`], [`data`], [`retrieval`], [`prompt`], [`model`], [`lora`],
+//! [`ids`], [`config`], [`comm`], [`data`], [`retrieval`], [`prompt`], [`model`], [`lora`],
 //! [`pack`], [`optim`], [`shard`], [`store`], [`stage`], [`eval`], [`report`].
 //! Libraries return errors and emit events; only the launcher reads the environment, prints or exits.
 
 pub mod comm;
 pub mod config;
 pub mod data;
-pub mod error;
 pub mod eval;
 pub mod ids;
 pub mod lora;
@@ -21,5 +20,3 @@ pub mod retrieval;
 pub mod shard;
 pub mod stage;
 pub mod store;
-
-pub use error::{Error, Result};

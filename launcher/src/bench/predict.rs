@@ -21,7 +21,8 @@ pub(super) fn run(args: &BenchPredictArgs, env: &Env) -> anyhow::Result<Exit> {
     let mut askers = Vec::new();
     for (user, examples) in work.users()? {
         let adapter = start(&work, &user, args.common.lora_rank, 1)?;
-        let prompts = examples.iter().take(args.queries).map(|e| e.tokens[..e.prompt_len].to_vec()).collect();
+        let prompts =
+            examples.iter().take(args.queries).map(|e| e.tokens[..e.prompt_len].to_vec()).collect();
         askers.push(Asker { user, adapter: Some((lora.clone(), adapter)), prompts });
     }
     let queries: usize = askers.iter().map(|a| a.prompts.len()).sum();
@@ -30,7 +31,13 @@ pub(super) fn run(args: &BenchPredictArgs, env: &Env) -> anyhow::Result<Exit> {
     let shape = Some((&work.sites, slots, args.common.lora_rank as usize));
     let rules = PackRules { chunk_rows: PACK_ROWS, share_prefixes: true };
     let mut oracle = Oracle::new(&net, (PACK_ROWS, cache), shape, rules)?;
-    let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, max_new_tokens: args.new_tokens, seed: 1 };
+    let sampling = Sampling {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        max_new_tokens: args.new_tokens,
+        seed: 1,
+    };
     // No end token: both ways decode the same number of tokens.
     oracle.generate(&askers[..1], &sampling, &[])?;
     let started = Instant::now();

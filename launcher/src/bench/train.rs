@@ -128,13 +128,21 @@ fn recipe(args: &BenchTrainArgs) -> Recipe {
 
 /// Time of a step with adapters over one of the same pack without, less one: medians of steps taken in
 /// turn. Without adapters the step is forward and dX down to the same depth, and no gradient of anything.
-fn lora_tax(work: &Workload, engine: &mut Engine<'_, Cpu>, args: &BenchTrainArgs, users: &[(UserId, Vec<Example>)]) -> anyhow::Result<f64> {
+fn lora_tax(
+    work: &Workload,
+    engine: &mut Engine<'_, Cpu>,
+    args: &BenchTrainArgs,
+    users: &[(UserId, Vec<Example>)],
+) -> anyhow::Result<f64> {
     let lora = work.adapter(args.common.lora_rank, args.dropout);
     let mut packs = [true, false].map(|_| Packer::new(!args.no_shared_prefix));
     let mut taken = Vec::new();
     for (user, examples) in users.iter().take(engine.slabs.num_slots() as usize) {
-        let pieces: Vec<Piece<'_>> =
-            examples.iter().take(args.batch_size as usize).map(|e| Piece::supervised(&e.tokens, e.prompt_len)).collect();
+        let pieces: Vec<Piece<'_>> = examples
+            .iter()
+            .take(args.batch_size as usize)
+            .map(|e| Piece::supervised(&e.tokens, e.prompt_len))
+            .collect();
         if packs[0].rows() + rows_of(&pieces, !args.no_shared_prefix) > engine.rows() {
             break;
         }
@@ -177,19 +185,31 @@ fn lora_tax(work: &Workload, engine: &mut Engine<'_, Cpu>, args: &BenchTrainArgs
 /// the head counted on output rows alone, and nothing below the lowest adapter: work that must be done.
 /// With shared prefixes a prefix's rows count once.
 #[expect(clippy::cast_precision_loss, reason = "a count of operations")]
-fn useful_flop(spec: &BaseSpec, users: &[(UserId, Vec<Example>)], args: &BenchTrainArgs, rules: PackRules) -> f64 {
+fn useful_flop(
+    spec: &BaseSpec,
+    users: &[(UserId, Vec<Example>)],
+    args: &BenchTrainArgs,
+    rules: PackRules,
+) -> f64 {
     let (d, q, kv, f) = (spec.hidden, spec.query_dim(), spec.kv_dim(), spec.intermediate);
-    let mlp = if spec.family == trainer::model::spec::Family::Llama { 3 * d * f } else { 2 * d * f };
+    let mlp =
+        if spec.family == trainer::model::spec::Family::Llama { 3 * d * f } else { 2 * d * f };
     let (key_value, rest) = (2 * d * kv, d * q + q * d + mlp);
     let (mut rows, mut outputs) = (0usize, 0usize);
     for (user, examples) in users {
         let (n, key) = (examples.len(), user.key().random_key(SEED));
         for epoch in 0..args.epochs {
-            let order = Order::new(u32::try_from(n).unwrap_or(u32::MAX), args.batch_size, epoch, key);
+            let order =
+                Order::new(u32::try_from(n).unwrap_or(u32::MAX), args.batch_size, epoch, key);
             for batch in order.batches() {
                 let pieces: Vec<Piece<'_>> = batch
                     .iter()
-                    .map(|&i| Piece::supervised(&examples[i as usize].tokens, examples[i as usize].prompt_len))
+                    .map(|&i| {
+                        Piece::supervised(
+                            &examples[i as usize].tokens,
+                            examples[i as usize].prompt_len,
+                        )
+                    })
                     .collect();
                 rows += rows_of(&pieces, rules.share_prefixes);
                 outputs += pieces.iter().map(|p| p.targets.len()).sum::<usize>();
@@ -203,12 +223,21 @@ fn useful_flop(spec: &BaseSpec, users: &[(UserId, Vec<Example>)], args: &BenchTr
 }
 
 /// Every user's batches in order, for a trainer that takes one user after another.
-fn dump(path: &Path, args: &BenchTrainArgs, work: &Workload, users: &[(UserId, Vec<Example>)]) -> anyhow::Result<()> {
+fn dump(
+    path: &Path,
+    args: &BenchTrainArgs,
+    work: &Workload,
+    users: &[(UserId, Vec<Example>)],
+) -> anyhow::Result<()> {
     let batches = |user: &UserId, examples: &[Example]| -> anyhow::Result<Vec<Value>> {
         let (n, key) = (u32::try_from(examples.len())?, user.key().random_key(SEED));
         let example = |&i: &u32| json!({"tokens": examples[i as usize].tokens, "prompt_len": examples[i as usize].prompt_len});
         let orders = (0..args.epochs).map(|epoch| Order::new(n, args.batch_size, epoch, key));
-        Ok(orders.flat_map(|o| o.batches().map(|b| b.iter().map(example).collect()).collect::<Vec<Value>>()).collect())
+        Ok(orders
+            .flat_map(|o| {
+                o.batches().map(|b| b.iter().map(example).collect()).collect::<Vec<Value>>()
+            })
+            .collect())
     };
     let folder = path.with_extension("init");
     let mut list = Vec::new();

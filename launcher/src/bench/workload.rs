@@ -37,10 +37,12 @@ pub(super) struct Workload {
 impl Workload {
     pub(super) fn open(args: &BenchArgs, env: &Env) -> anyhow::Result<Self> {
         crate::threads(args.threads, env)?;
-        let source = trainer::model::weights::open(&args.base).input("scripts/setup fetches a base")?;
+        let source =
+            trainer::model::weights::open(&args.base).input("scripts/setup fetches a base")?;
         let base = MappedBase::load(&Cpu, source.as_ref(), &env.cache.join("prepared"))?;
         let tokenizer = Tokenizer::open(&args.base, base.spec())?;
-        let data = trainer::data::load(&source_of(args)?, OnBad::Quarantine).input("docs/guides/data.md")?;
+        let data = trainer::data::load(&source_of(args)?, OnBad::Quarantine)
+            .input("docs/guides/data.md")?;
         let names = match base.spec().family {
             trainer::model::spec::Family::Llama => &["q", "v"][..],
             trainer::model::spec::Family::Gpt2 => &["c_attn"],
@@ -49,7 +51,17 @@ impl Workload {
         let sites = SiteList::of_base(base.spec(), &targets)?;
         let threads = rayon::current_num_threads();
         let task = Task::new(Template::rating())?;
-        Ok(Self { base, tokenizer, task, data, users: args.users, items: args.items, targets, sites, threads })
+        Ok(Self {
+            base,
+            tokenizer,
+            task,
+            data,
+            users: args.users,
+            items: args.items,
+            targets,
+            sites,
+            threads,
+        })
     }
 
     pub(super) fn network(&self) -> anyhow::Result<Network<Cpu>> {
@@ -73,7 +85,8 @@ impl Workload {
         let mut real = Vec::new();
         for record in self.data.users().take(self.users) {
             let record = record?;
-            let mut examples: Vec<Example> = builder.history_examples(&record).into_iter().collect::<Result<_, _>>()?;
+            let mut examples: Vec<Example> =
+                builder.history_examples(&record).into_iter().collect::<Result<_, _>>()?;
             examples.truncate(self.items);
             real.push((record.id, examples));
         }
@@ -81,7 +94,11 @@ impl Workload {
         Ok((0..self.users)
             .map(|i| {
                 let (id, examples) = &real[i % real.len()];
-                let id = if i < real.len() { id.clone() } else { UserId::new(&format!("{}#{}", id.as_str(), i / real.len())) };
+                let id = if i < real.len() {
+                    id.clone()
+                } else {
+                    UserId::new(&format!("{}#{}", id.as_str(), i / real.len()))
+                };
                 (id, examples.clone())
             })
             .collect())
@@ -112,18 +129,40 @@ fn source_of(args: &BenchArgs) -> anyhow::Result<Source> {
 }
 
 /// A user's fresh adapter.
-pub(super) fn start(work: &Workload, user: &UserId, lora_rank: u32, seed: u64) -> anyhow::Result<Vec<f32>> {
+pub(super) fn start(
+    work: &Workload,
+    user: &UserId,
+    lora_rank: u32,
+    seed: u64,
+) -> anyhow::Result<Vec<f32>> {
     let mut params = vec![0.0; work.sites.params(lora_rank as usize)];
-    trainer::lora::initialise(&work.sites, lora_rank as usize, user.key().random_key(seed), &mut params)?;
+    trainer::lora::initialise(
+        &work.sites,
+        lora_rank as usize,
+        user.key().random_key(seed),
+        &mut params,
+    )?;
     Ok(params)
 }
 
 /// Writes a user's fresh adapter as a PEFT folder, so that another trainer starts from the same numbers.
-pub(super) fn write_start(work: &Workload, user: &UserId, lora_rank: u32, seed: u64, folder: &Path) -> anyhow::Result<PathBuf> {
+pub(super) fn write_start(
+    work: &Workload,
+    user: &UserId,
+    lora_rank: u32,
+    seed: u64,
+    folder: &Path,
+) -> anyhow::Result<PathBuf> {
     let (params, spec) = (start(work, user, lora_rank, seed)?, work.adapter(lora_rank, 0.0));
     let (store, out) = (folder.join("store"), folder.join(&user.key().hex()[..16]));
-    let provenance = Provenance { base_hash: work.base.hash().to_string(), config_hash: String::new(), steps: 0, final_loss: None };
-    let adapter = AdapterRef { spec: &spec, sites: &work.sites, params: &params, provenance: &provenance };
+    let provenance = Provenance {
+        base_hash: work.base.hash().to_string(),
+        config_hash: String::new(),
+        steps: 0,
+        final_loss: None,
+    };
+    let adapter =
+        AdapterRef { spec: &spec, sites: &work.sites, params: &params, provenance: &provenance };
     let mut writer = Writer::open(&store, 0)?;
     let generation = trainer::store::Store::open(&store)?.next_generation(&user.key());
     writer.commit(Commit { user, generation, outcome: Outcome::Adapter(adapter) })?;

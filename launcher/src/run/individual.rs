@@ -14,7 +14,9 @@ use trainer::shard::{CostModel, plan};
 use trainer::stage::engine::Engine;
 use trainer::stage::individual::{End, Watch, run as train};
 use trainer::stage::trainee::{Job, Outcome, Trainee};
-use trainer::store::{AdapterRef, Commit, Entry, Outcome as Record, Provenance, Status, Store, Writer};
+use trainer::store::{
+    AdapterRef, Commit, Entry, Outcome as Record, Provenance, Status, Store, Writer,
+};
 
 /// Adapters trained and users put aside so far, in the data and in the store together.
 pub(super) fn counts(run: &Run<'_>) -> anyhow::Result<(usize, usize)> {
@@ -44,8 +46,10 @@ pub(super) fn run(run: &Run<'_>, base: &MappedBase) -> anyhow::Result<End> {
         return Ok(End::Complete);
     }
     let net = run.network(base, true)?;
-    let sizes = choose(&net, Bounds::of(session, users)).input("raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens")?;
-    let mut engine = Engine::new(&net, &session.sites, sizes.step, (sizes.slots, session.max_lora_rank()))?;
+    let sizes = choose(&net, Bounds::of(session, users))
+        .input("raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens")?;
+    let mut engine =
+        Engine::new(&net, &session.sites, sizes.step, (sizes.slots, session.max_lora_rank()))?;
     let writer = Writer::open(&run.path("store"), u32::try_from(run.comm.rank())?)?;
     run.events.emit(Event::StageStarted { stage: Stage::Individual, users, tokens: 0 })?;
     let mut watch = Watcher {
@@ -67,9 +71,13 @@ pub(super) fn run(run: &Run<'_>, base: &MappedBase) -> anyhow::Result<End> {
     }
     watch.progress.finish();
     watch.writer.close()?;
-    run.events.emit(Event::StageFinished { stage: Stage::Individual, seconds: started.elapsed().as_secs_f64() })?;
+    run.events.emit(Event::StageFinished {
+        stage: Stage::Individual,
+        seconds: started.elapsed().as_secs_f64(),
+    })?;
     run.events.flush()?;
-    let stopped = run.comm.all_reduce_u64(trainer::comm::Reduce::Max, u64::from(end == End::Stopped))?;
+    let stopped =
+        run.comm.all_reduce_u64(trainer::comm::Reduce::Max, u64::from(end == End::Stopped))?;
     Ok(if stopped > 0 { End::Stopped } else { End::Complete })
 }
 
@@ -81,7 +89,8 @@ fn my_users(run: &Run<'_>, before: &BTreeMap<UserKey, Entry>) -> anyhow::Result<
         per_token: 4 * spec.describe().block_matmul_parameters,
         per_pair: 12 * (spec.layers * spec.heads * spec.head_dim) as u64,
     };
-    let todo: Vec<usize> = (0..index.len()).filter(|&i| !before.contains_key(&index[i].key)).collect();
+    let todo: Vec<usize> =
+        (0..index.len()).filter(|&i| !before.contains_key(&index[i].key)).collect();
     let costs: Vec<(UserKey, u64)> = todo
         .iter()
         .map(|&i| {
@@ -186,10 +195,19 @@ impl Watch for Watcher<'_> {
         match outcome {
             Outcome::Trained { user, lora, params, steps, final_loss, .. } => {
                 let (base_hash, config_hash) = self.provenance.clone();
-                let provenance = Provenance { base_hash, config_hash, steps, final_loss: Some(final_loss) };
-                let adapter = AdapterRef { spec: &lora, sites: self.sites, params: &params, provenance: &provenance };
+                let provenance =
+                    Provenance { base_hash, config_hash, steps, final_loss: Some(final_loss) };
+                let adapter = AdapterRef {
+                    spec: &lora,
+                    sites: self.sites,
+                    params: &params,
+                    provenance: &provenance,
+                };
                 self.commit(&user, Record::Adapter(adapter))?;
-                emit(self.events, Event::UserDone { user, step: Step(steps), loss: f64::from(final_loss) });
+                emit(
+                    self.events,
+                    Event::UserDone { user, step: Step(steps), loss: f64::from(final_loss) },
+                );
             }
             Outcome::Quarantined { user, steps, reason } => {
                 self.commit(&user, Record::Quarantined { reason: &reason })?;

@@ -16,8 +16,8 @@ use crate::watch::{print, say};
 use anyhow::Context;
 use kernels::Cpu;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use trainer::comm::Communicator;
 use trainer::config::Arm;
@@ -68,20 +68,15 @@ impl Run<'_> {
         let positions = self.session.config.prompt.max_length.min(base.spec().max_positions);
         Ok(Network::new(Cpu, base, &sites, positions)?)
     }
-
-    /// Writes a file that says a stage is whole; rank 0 alone, after all ranks are there.
-    pub(crate) fn mark(&self, path: &Path, content: &str) -> anyhow::Result<()> {
-        self.comm.barrier()?;
-        if self.leads() {
-            write_atomic(path, content.as_bytes()).with_context(|| format!("{}", path.display()))?;
-        }
-        self.comm.barrier()?;
-        Ok(())
-    }
 }
 
 /// Runs a config up to a stage.
-pub(crate) fn run(args: &RunArgs, until: Until, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Exit> {
+pub(crate) fn run(
+    args: &RunArgs,
+    until: Until,
+    env: &Env,
+    comm: &dyn Communicator,
+) -> anyhow::Result<Exit> {
     let config = session::config(args, env, comm)?;
     if args.print_config {
         if comm.rank() == 0 {
@@ -108,7 +103,11 @@ pub(crate) fn run(args: &RunArgs, until: Until, env: &Env, comm: &dyn Communicat
     let exit = stages(&run, until)?;
     if exit != Exit::Requeue {
         let (done, quarantined) = individual::counts(&run)?;
-        events.emit(Event::RunFinished { done, quarantined, seconds: started.elapsed().as_secs_f64() })?;
+        events.emit(Event::RunFinished {
+            done,
+            quarantined,
+            seconds: started.elapsed().as_secs_f64(),
+        })?;
     }
     events.flush()?;
     run.say(&format!("run folder: {}", session.folder.display()));
@@ -146,8 +145,14 @@ fn stages(run: &Run<'_>, until: Until) -> anyhow::Result<Exit> {
 /// A flag that SIGTERM, SIGINT and SIGUSR1 (Slurm's warning) raise; the second signal ends the process.
 fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
-    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGUSR1] {
-        signal_hook::flag::register_conditional_shutdown(signal, Exit::Requeue as i32, Arc::clone(&stop))?;
+    for signal in
+        [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGUSR1]
+    {
+        signal_hook::flag::register_conditional_shutdown(
+            signal,
+            Exit::Requeue as i32,
+            Arc::clone(&stop),
+        )?;
         signal_hook::flag::register(signal, Arc::clone(&stop))?;
     }
     Ok(stop)
@@ -171,12 +176,21 @@ fn prepare_folder(session: &Session, env: &Env, comm: &dyn Communicator) -> anyh
 }
 
 fn lead_folder(session: &Session, manifest: &Manifest, folder: &Path) -> anyhow::Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| format!("run folder {}", folder.display())).input("set run.out_dir to a folder you may write")?;
-    let hint = "a run never overwrites another: set run.out_dir to a new folder, or undo the change";
-    match Manifest::load(folder).input("the run folder is damaged; start a new one with --set run.out_dir=…")? {
+    std::fs::create_dir_all(folder)
+        .with_context(|| format!("run folder {}", folder.display()))
+        .input("set run.out_dir to a folder you may write")?;
+    let hint =
+        "a run never overwrites another: set run.out_dir to a new folder, or undo the change";
+    match Manifest::load(folder)
+        .input("the run folder is damaged; start a new one with --set run.out_dir=…")?
+    {
         None => manifest.save(folder)?,
         Some(before) => {
-            let now = Manifest { merged_hash: before.merged_hash.clone(), run_id: before.run_id.clone(), ..manifest.clone() };
+            let now = Manifest {
+                merged_hash: before.merged_hash.clone(),
+                run_id: before.run_id.clone(),
+                ..manifest.clone()
+            };
             let changes = before.check_resume(&now, folder).input(hint)?;
             for change in changes {
                 say(&format!("resuming with {change}"));

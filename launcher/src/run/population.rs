@@ -18,7 +18,7 @@ use trainer::report::{Event, Stage};
 use trainer::stage::engine::Engine;
 use trainer::stage::individual::End;
 use trainer::stage::population::{Task, run as train};
-use trainer::store::{AdapterRef, Provenance, Store, Writer, Commit, Outcome};
+use trainer::store::{AdapterRef, Commit, Outcome, Provenance, Store, Writer};
 
 /// Name the task adapter has in its own store.
 const TASK: &str = "population";
@@ -32,8 +32,10 @@ pub(super) fn run(run: &Run<'_>) -> anyhow::Result<Option<MappedBase>> {
     let (folder, overlay) = (run.path("population"), run.path("population/merged.myriad"));
     if !overlay.exists() {
         let recipe = &session.config.population.training;
-        let targets = Target::parse_all(&recipe.targets).input("targets are q, k, v, o, gate, up, down, or GPT-2's")?;
-        let sites = SiteList::of_base(session.base.spec(), &targets).input("choose targets the base has")?;
+        let targets = Target::parse_all(&recipe.targets)
+            .input("targets are q, k, v, o, gate, up, down, or GPT-2's")?;
+        let sites = SiteList::of_base(session.base.spec(), &targets)
+            .input("choose targets the base has")?;
         let lora = trainer::stage::recipe::adapter(recipe, &targets);
         let key = UserId::new(TASK).key();
         let store = folder.join("store");
@@ -57,7 +59,8 @@ pub(super) fn run(run: &Run<'_>) -> anyhow::Result<Option<MappedBase>> {
 
 /// Examples of the population users, in their order; unusable ones are left out and counted.
 fn examples(run: &Run<'_>) -> anyhow::Result<Vec<Example>> {
-    let (session, limit) = (run.session, run.session.config.data.population_examples.unwrap_or(usize::MAX));
+    let (session, limit) =
+        (run.session, run.session.config.data.population_examples.unwrap_or(usize::MAX));
     let (mut examples, mut bad) = (Vec::new(), 0usize);
     for record in session.data.population() {
         for example in session.builder().query_examples(&record?) {
@@ -77,23 +80,39 @@ fn examples(run: &Run<'_>) -> anyhow::Result<Vec<Example>> {
     Ok(examples)
 }
 
-fn trained(run: &Run<'_>, sites: &SiteList, lora: &AdapterSpec) -> anyhow::Result<Option<Vec<f32>>> {
+fn trained(
+    run: &Run<'_>,
+    sites: &SiteList,
+    lora: &AdapterSpec,
+) -> anyhow::Result<Option<Vec<f32>>> {
     let (session, config) = (run.session, &run.session.config.population);
     let examples = examples(run)?;
     let started = Instant::now();
-    let tokens: usize = examples.iter().map(|e| e.tokens.len()).sum::<usize>() * config.training.epochs as usize;
-    run.events.emit(Event::StageStarted { stage: Stage::Population, users: 0, tokens: tokens as u64 })?;
+    let tokens: usize =
+        examples.iter().map(|e| e.tokens.len()).sum::<usize>() * config.training.epochs as usize;
+    run.events.emit(Event::StageStarted {
+        stage: Stage::Population,
+        users: 0,
+        tokens: tokens as u64,
+    })?;
     let base = &session.base;
     let positions = session.config.prompt.max_length.min(base.spec().max_positions);
-    let net = trainer::model::network::Network::new(Cpu, base, &sites.by_layer(base.spec().layers), positions)?;
-    let shards = trainer::comm::shards_of(run.comm.rank(), run.comm.size(), config.virtual_shards).len();
+    let net = trainer::model::network::Network::new(
+        Cpu,
+        base,
+        &sites.by_layer(base.spec().layers),
+        positions,
+    )?;
+    let shards =
+        trainer::comm::shards_of(run.comm.rank(), run.comm.size(), config.virtual_shards).len();
     let bounds = Bounds {
         slots: shards + 1,
         users: shards + 1,
         adapter_params: sites.params(lora.lora_rank as usize),
         ..Bounds::of(session, shards + 1)
     };
-    let sizes = choose(&net, bounds).input("raise engine.memory_gb, or lower engine.pack_tokens")?;
+    let sizes =
+        choose(&net, bounds).input("raise engine.memory_gb, or lower engine.pack_tokens")?;
     let mut engine = Engine::new(&net, sites, sizes.step, (sizes.slots, lora.lora_rank as usize))?;
     let task = Task {
         examples: &examples,
@@ -103,22 +122,36 @@ fn trained(run: &Run<'_>, sites: &SiteList, lora: &AdapterSpec) -> anyhow::Resul
         num_shards: config.virtual_shards,
     };
     let sync = HostSync::new(config.virtual_shards);
-    let steps = examples.len().div_ceil(config.training.batch_size as usize) * config.training.epochs as usize;
+    let steps = examples.len().div_ceil(config.training.batch_size as usize)
+        * config.training.epochs as usize;
     let mut progress = Progress::new("population", steps as u64, run.leads());
     let (end, params) = train(
         &mut engine,
         session.rules,
         (run.comm, &sync),
         &task,
-        &mut |step| progress.advance(1, (step.rows * run.comm.size()) as u64, &format!("loss {:.3}", step.loss)),
+        &mut |step| {
+            progress.advance(
+                1,
+                (step.rows * run.comm.size()) as u64,
+                &format!("loss {:.3}", step.loss),
+            )
+        },
         run.stop,
     )?;
     progress.finish();
-    run.events.emit(Event::StageFinished { stage: Stage::Population, seconds: started.elapsed().as_secs_f64() })?;
+    run.events.emit(Event::StageFinished {
+        stage: Stage::Population,
+        seconds: started.elapsed().as_secs_f64(),
+    })?;
     Ok((end == End::Complete).then_some(params))
 }
 
-fn commit(run: &Run<'_>, store: &Path, (sites, spec, params): (&SiteList, &AdapterSpec, &[f32])) -> anyhow::Result<()> {
+fn commit(
+    run: &Run<'_>,
+    store: &Path,
+    (sites, spec, params): (&SiteList, &AdapterSpec, &[f32]),
+) -> anyhow::Result<()> {
     let provenance = Provenance {
         base_hash: run.session.base.hash().to_string(),
         config_hash: run.session.config.result_hash()?.to_string(),

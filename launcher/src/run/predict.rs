@@ -48,7 +48,11 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
     let started = Instant::now();
     let session = run.session;
     let users = my_users(run)?;
-    run.events.emit(Event::StageStarted { stage: Stage::Predict, users: users.len(), tokens: 0 })?;
+    run.events.emit(Event::StageStarted {
+        stage: Stage::Predict,
+        users: users.len(),
+        tokens: 0,
+    })?;
     let store = if arm == Arm::Personal { Some(Store::open(&run.path("store"))?) } else { None };
     let net = run.network(base, arm == Arm::Personal)?;
     let mut answerer = Answerer::new(run, &net, arm)?;
@@ -73,7 +77,8 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
                 Some(_) => continue,
             };
             let (good, bad) = session.queries(&record);
-            bad.iter().for_each(|reason| crate::watch::say(&format!("user {}: {reason}", record.id)));
+            bad.iter()
+                .for_each(|reason| crate::watch::say(&format!("user {}: {reason}", record.id)));
             askers.push(Asker { user: record.id, adapter, prompts: answerer.prompts(&good) });
             queries.push(good);
         }
@@ -85,7 +90,10 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
     }
     progress.finish();
     gather(run, &path, &lines)?;
-    run.events.emit(Event::StageFinished { stage: Stage::Predict, seconds: started.elapsed().as_secs_f64() })?;
+    run.events.emit(Event::StageFinished {
+        stage: Stage::Predict,
+        seconds: started.elapsed().as_secs_f64(),
+    })?;
     Ok(())
 }
 
@@ -133,7 +141,11 @@ struct Answerer<'a> {
 }
 
 impl<'a> Answerer<'a> {
-    fn new(run: &'a Run<'a>, net: &'a trainer::model::network::Network<Cpu>, arm: Arm) -> anyhow::Result<Self> {
+    fn new(
+        run: &'a Run<'a>,
+        net: &'a trainer::model::network::Network<Cpu>,
+        arm: Arm,
+    ) -> anyhow::Result<Self> {
         let session = run.session;
         let predict = &session.config.predict;
         let labels = match predict.mode {
@@ -142,7 +154,12 @@ impl<'a> Answerer<'a> {
                 let hint = "set predict.mode = \"generate\" for a task without labels";
                 let tokens = session.task.label_tokens(&session.tokenizer).input(hint)?;
                 let names = session.task.labels().map(<[String]>::to_vec);
-                Some(tokens.zip(names).context("predict.mode is \"label\", but the template has no labels").input(hint)?)
+                Some(
+                    tokens
+                        .zip(names)
+                        .context("predict.mode is \"label\", but the template has no labels")
+                        .input(hint)?,
+                )
             }
         };
         #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
@@ -154,10 +171,20 @@ impl<'a> Answerer<'a> {
             seed: session.config.run.seed,
         };
         let rows = PACK_ROWS.max(session.rules.chunk_rows);
-        let cache = if labels.is_some() { 0 } else { rows + predict.batch_queries * predict.max_new_tokens };
+        let cache = if labels.is_some() {
+            0
+        } else {
+            rows + predict.batch_queries * predict.max_new_tokens
+        };
         let rank = session.max_lora_rank();
-        let adapters = (arm == Arm::Personal).then_some((&session.sites, u32::try_from(GROUP)?, rank));
-        Ok(Self { run, oracle: Oracle::new(net, (rows, cache), adapters, session.rules)?, labels, sampling })
+        let adapters =
+            (arm == Arm::Personal).then_some((&session.sites, u32::try_from(GROUP)?, rank));
+        Ok(Self {
+            run,
+            oracle: Oracle::new(net, (rows, cache), adapters, session.rules)?,
+            labels,
+            sampling,
+        })
     }
 
     /// Prompts of queries: with labels, what all labels begin with is read along.
@@ -166,7 +193,11 @@ impl<'a> Answerer<'a> {
         queries.iter().map(|q| q.tokens.iter().chain(shared).copied().collect()).collect()
     }
 
-    fn answer(&mut self, askers: &[Asker], queries: &[Vec<Query>]) -> anyhow::Result<Vec<Prediction>> {
+    fn answer(
+        &mut self,
+        askers: &[Asker],
+        queries: &[Vec<Query>],
+    ) -> anyhow::Result<Vec<Prediction>> {
         let mut out = Vec::new();
         let prediction = |asker: &Asker, query: &Query| Prediction {
             user: asker.user.clone(),
@@ -181,7 +212,8 @@ impl<'a> Answerer<'a> {
             let probabilities = self.oracle.label_probabilities(askers, &tokens.ids)?;
             for ((asker, query), probs) in each().zip(probabilities.into_iter().flatten()) {
                 let expected = expected(names, &probs);
-                let mut p = Prediction { label_probs: Some(probs), expected, ..prediction(asker, query) };
+                let mut p =
+                    Prediction { label_probs: Some(probs), expected, ..prediction(asker, query) };
                 p.text = p.answer(names).map_err(anyhow::Error::msg)?.to_owned();
                 out.push(p);
             }

@@ -157,7 +157,13 @@ const DATA: &[Key] = &[
     key("population_examples", COUNT, Unset, Result, "at most so many population examples"),
     key("min_history", FROM_ZERO, Is("1"), Result, "users with fewer items are left out"),
     key("max_history", COUNT, Unset, Result, "newest items of a history that are used"),
-    key("max_population_items", COUNT, Unset, Result, "newest items of a population user that are used"),
+    key(
+        "max_population_items",
+        COUNT,
+        Unset,
+        Result,
+        "newest items of a population user that are used",
+    ),
     key("max_queries", COUNT, Unset, Result, "queries of a user that are used"),
     key("strict", Kind::Bool, Is("false"), Result, "a bad user ends the run"),
 ];

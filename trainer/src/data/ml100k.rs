@@ -72,7 +72,10 @@ impl Ml100k {
     fn check(&self) -> Result<(), DataError> {
         let refuse =
             |condition, why| if condition { Err(DataError::Selection(why)) } else { Ok(()) };
-        refuse(self.personal_users == 0 && self.population_users == Some(0), "no users are asked for")?;
+        refuse(
+            self.personal_users == 0 && self.population_users == Some(0),
+            "no users are asked for",
+        )?;
         refuse(self.max_history == 0, "max_history must be at least 1")?;
         refuse(self.min_history == 0, "min_history must be at least 1")?;
         refuse(self.max_population_items == 0, "max_population_items must be at least 1")
@@ -115,10 +118,11 @@ fn select(
         UserRecord { id, history, queries }
     });
     let personal = personal.collect();
-    let population = users.take(selection.population_users.unwrap_or(usize::MAX)).map(|(id, ratings)| {
-        let kept = ratings.len().saturating_sub(selection.max_population_items);
-        UserRecord { id, history: Vec::new(), queries: items(&ratings[kept..]) }
-    });
+    let population =
+        users.take(selection.population_users.unwrap_or(usize::MAX)).map(|(id, ratings)| {
+            let kept = ratings.len().saturating_sub(selection.max_population_items);
+            UserRecord { id, history: Vec::new(), queries: items(&ratings[kept..]) }
+        });
     Ok(Chosen { personal, population: population.collect() })
 }
 

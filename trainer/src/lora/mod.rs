@@ -13,12 +13,12 @@ mod slabs;
 mod spec;
 mod target;
 
+pub use crate::model::spec::Family;
 pub use init::initialise;
 pub use of_base::Merge;
 pub use sites::{Half, SiteEntry, SiteList, SiteRange, SiteSpec};
 pub use slabs::Slabs;
 pub use spec::AdapterSpec;
-pub use crate::model::spec::Family;
 pub use target::Target;
 
 use crate::ids::Slot;

@@ -79,10 +79,19 @@ impl<'a> Merge<'a> {
     ///
     /// # Errors
     /// [`Error::Length`] when `params` is not an adapter of that shape.
-    pub fn new(spec: &BaseSpec, sites: &SiteList, lora: &AdapterSpec, params: &'a [f32]) -> Result<Self, Error> {
+    pub fn new(
+        spec: &BaseSpec,
+        sites: &SiteList,
+        lora: &AdapterSpec,
+        params: &'a [f32],
+    ) -> Result<Self, Error> {
         let lora_rank = lora.lora_rank as usize;
         if params.len() != sites.params(lora_rank) {
-            return Err(Error::Length { what: "adapter to merge", expected: sites.params(lora_rank), got: params.len() });
+            return Err(Error::Length {
+                what: "adapter to merge",
+                expected: sites.params(lora_rank),
+                got: params.len(),
+            });
         }
         let (q, kv) = (spec.query_dim(), spec.kv_dim());
         let mut changes = Vec::new();

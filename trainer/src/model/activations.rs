@@ -117,7 +117,9 @@ impl<B: Ops> Activations<B> {
         };
         Ok(Self {
             size,
-            inputs: (0..size.num_inputs(spec)).map(|_| act(d.hidden)).collect::<kernels::Result<_>>()?,
+            inputs: (0..size.num_inputs(spec))
+                .map(|_| act(d.hidden))
+                .collect::<kernels::Result<_>>()?,
             blocks: (0..size.num_block_sets(spec)).map(|_| block()).collect::<Result<_>>()?,
             last: LastActs {
                 qkv: act(d.qkv)?,

@@ -77,7 +77,10 @@ impl Batch {
     pub fn check(&self, vocab: usize, max_positions: usize) -> Result<()> {
         let (t, s) = (self.full.rows(), self.outputs.rows());
         let wrong = |what: &str| Err(Error::Batch { what: what.to_owned() });
-        if self.ids.len() != t || self.full.row_token.len() != t || self.outputs.row_token.len() != s {
+        if self.ids.len() != t
+            || self.full.row_token.len() != t
+            || self.outputs.row_token.len() != s
+        {
             return wrong("tables of different lengths");
         }
         if self.output_rows.len() != s || self.output_rows.iter().any(|&r| r as usize >= t) {
@@ -87,10 +90,14 @@ impl Batch {
             return wrong("output rows do not increase");
         }
         if let Some(id) = self.ids.iter().chain(&self.targets).find(|&&id| id as usize >= vocab) {
-            return Err(Error::Batch { what: format!("token id {id} is outside the vocabulary of {vocab}") });
+            return Err(Error::Batch {
+                what: format!("token id {id} is outside the vocabulary of {vocab}"),
+            });
         }
         if let Some(p) = self.full.positions.iter().find(|&&p| p as usize >= max_positions) {
-            return Err(Error::Batch { what: format!("position {p} is beyond the base's {max_positions}") });
+            return Err(Error::Batch {
+                what: format!("position {p} is beyond the base's {max_positions}"),
+            });
         }
         Sequence::check_all(&self.full.sequences, &self.groups, &self.full.limits, (t, t))?;
         Sequence::check_all(&self.outputs.sequences, &self.groups, &self.outputs.limits, (s, t))?;
@@ -150,7 +157,11 @@ impl<B: Backend> DeviceLane<B> {
         Ok(())
     }
 
-    pub(super) fn routing<'a>(&'a self, groups: &'a B::Buf<u32>, num_groups: usize) -> attention::Routing<'a, B> {
+    pub(super) fn routing<'a>(
+        &'a self,
+        groups: &'a B::Buf<u32>,
+        num_groups: usize,
+    ) -> attention::Routing<'a, B> {
         attention::Routing {
             sequences: &self.sequences,
             num_sequences: self.num_sequences,

@@ -3,12 +3,12 @@
 //! `norm -> q,k,v + LoRA -> rope -> attention -> o + LoRA -> norm -> MLP + LoRA`. In the last block only
 //! keys and values see all rows; queries, attention output, `o` and the MLP see the output rows.
 
+use super::Result;
 use super::activations::{BlockActs, Gradients, LastActs, Scratch};
 use super::batch::DeviceLane;
 use super::network::Block;
 use super::pass::{In, Pass};
 use super::sites::Part;
-use super::Result;
 use kernels::{Mat, MatMut, Ops, activation, attention, embedding};
 
 /// Where the backward of a block may end.
@@ -22,7 +22,13 @@ pub(super) struct Reach {
 
 impl<B: Ops> Pass<'_, B> {
     /// Queries, keys and values of all rows, adapted and rotated, from the block's input.
-    pub(super) fn qkv(&self, block: &Block<B>, x: &B::Buf<B::Act>, qkv: &mut B::Buf<B::Act>, scratch: &mut Scratch<B>) -> Result<()> {
+    pub(super) fn qkv(
+        &self,
+        block: &Block<B>,
+        x: &B::Buf<B::Act>,
+        qkv: &mut B::Buf<B::Act>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
         let (d, lane) = (self.net.dims, &self.batch.full);
         let normed = &mut scratch.normed;
         self.norm(lane.rows, &block.norm1, Mat::new(x, d.hidden), MatMut::new(normed, d.hidden))?;
@@ -51,12 +57,29 @@ impl<B: Ops> Pass<'_, B> {
     }
 
     /// The last block: `last.output = block(x)` for the output rows.
-    pub(super) fn last_block(&self, block: &Block<B>, x: &B::Buf<B::Act>, last: &mut LastActs<B>, scratch: &mut Scratch<B>) -> Result<()> {
+    pub(super) fn last_block(
+        &self,
+        block: &Block<B>,
+        x: &B::Buf<B::Act>,
+        last: &mut LastActs<B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
         let (d, lane, outputs) = (self.net.dims, &self.batch.full, &self.batch.outputs);
-        self.norm(lane.rows, &block.norm1, Mat::new(x, d.hidden), MatMut::new(&mut scratch.normed, d.hidden))?;
+        self.norm(
+            lane.rows,
+            &block.norm1,
+            Mat::new(x, d.hidden),
+            MatMut::new(&mut scratch.normed, d.hidden),
+        )?;
         let normed = Mat::new(&scratch.normed, d.hidden);
         self.product(lane.rows, normed, &block.k, None, MatMut::at(&mut last.qkv, d.q, d.qkv))?;
-        self.product(lane.rows, normed, &block.v, None, MatMut::at(&mut last.qkv, d.q + d.kv, d.qkv))?;
+        self.product(
+            lane.rows,
+            normed,
+            &block.v,
+            None,
+            MatMut::at(&mut last.qkv, d.q + d.kv, d.qkv),
+        )?;
         self.adapt(lane, normed, &block.sites.kv, MatMut::new(&mut last.qkv, d.qkv))?;
         self.rotate(lane, MatMut::at(&mut last.qkv, d.q, d.qkv), self.net.heads.kv_heads, false)?;
         self.gather(&scratch.normed, &mut scratch.gathered)?;
@@ -95,7 +118,14 @@ impl<B: Ops> Pass<'_, B> {
 
     /// From the attention output to the MLP's input products:
     /// `middle = x + o(attention)`, `mlp_in = mlp_in(norm(middle))`.
-    fn to_mlp(&self, block: &Block<B>, lane: &DeviceLane<B>, x: In<'_, B>, acts: &mut BlockActs<B>, scratch: &mut Scratch<B>) -> Result<()> {
+    fn to_mlp(
+        &self,
+        block: &Block<B>,
+        lane: &DeviceLane<B>,
+        x: In<'_, B>,
+        acts: &mut BlockActs<B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
         let d = self.net.dims;
         let heads = Mat::new(&acts.attention, d.q);
         self.product(lane.rows, heads, &block.o, Some(x), MatMut::new(&mut acts.middle, d.hidden))?;
@@ -104,7 +134,13 @@ impl<B: Ops> Pass<'_, B> {
         self.norm(lane.rows, &block.norm2, middle, MatMut::new(&mut scratch.normed, d.hidden))?;
         let normed = Mat::new(&scratch.normed, d.hidden);
         for (i, w) in block.mlp_in.iter().enumerate() {
-            self.product(lane.rows, normed, w, None, MatMut::at(&mut acts.mlp_in, i * d.mlp, d.mlp_in))?;
+            self.product(
+                lane.rows,
+                normed,
+                w,
+                None,
+                MatMut::at(&mut acts.mlp_in, i * d.mlp, d.mlp_in),
+            )?;
         }
         self.adapt(lane, normed, &block.sites.mlp_in, MatMut::new(&mut acts.mlp_in, d.mlp_in))
     }
@@ -127,7 +163,13 @@ impl<B: Ops> Pass<'_, B> {
     }
 
     /// Fills the buffers of a block that were not stored, from its stored input.
-    pub(super) fn run_again(&self, block: &Block<B>, x: &B::Buf<B::Act>, acts: &mut BlockActs<B>, scratch: &mut Scratch<B>) -> Result<()> {
+    pub(super) fn run_again(
+        &self,
+        block: &Block<B>,
+        x: &B::Buf<B::Act>,
+        acts: &mut BlockActs<B>,
+        scratch: &mut Scratch<B>,
+    ) -> Result<()> {
         let (d, lane) = (self.net.dims, &self.batch.full);
         self.qkv(block, x, &mut acts.qkv, scratch)?;
         self.attend(lane, self.packed(&acts.qkv), lane.rows, (&mut acts.attention, &mut acts.lse))?;
@@ -148,13 +190,15 @@ impl<B: Ops> Pass<'_, B> {
 
     /// Output rows of `x`.
     pub(super) fn gather(&self, x: &B::Buf<B::Act>, y: &mut B::Buf<B::Act>) -> Result<()> {
-        let (dim, index, rows) = (self.net.dims.hidden, &self.batch.output_rows, self.batch.outputs.rows);
+        let (dim, index, rows) =
+            (self.net.dims.hidden, &self.batch.output_rows, self.batch.outputs.rows);
         let (x, y) = (Mat::new(x, dim), MatMut::new(y, dim));
         Ok(self.net.backend.gather(embedding::Gather { x, index, y, rows, dim })?)
     }
 
     fn scatter(&self, x: &B::Buf<B::Act>, y: &mut B::Buf<B::Act>) -> Result<()> {
-        let (dim, index, rows) = (self.net.dims.hidden, &self.batch.output_rows, self.batch.outputs.rows);
+        let (dim, index, rows) =
+            (self.net.dims.hidden, &self.batch.output_rows, self.batch.outputs.rows);
         let (x, y, accumulate) = (Mat::new(x, dim), MatMut::new(y, dim), true);
         Ok(self.net.backend.scatter(embedding::Scatter { x, index, y, accumulate, rows, dim })?)
     }
@@ -170,7 +214,13 @@ impl<B: Ops> Pass<'_, B> {
     ) -> Result<()> {
         let (d, lane) = (self.net.dims, &self.batch.full);
         let Gradients { stream, normed, qkv, q_outputs, attention, mlp_in, hidden, .. } = g;
-        let buffers = MlpGradients { stream: &mut *stream, normed: &mut *normed, attention: &mut *attention, mlp_in, hidden };
+        let buffers = MlpGradients {
+            stream: &mut *stream,
+            normed: &mut *normed,
+            attention: &mut *attention,
+            mlp_in,
+            hidden,
+        };
         if !self.after_attention_back(block, lane, acts, buffers, scratch, (grads, reach))? {
             return Ok(());
         }
@@ -179,10 +229,21 @@ impl<B: Ops> Pass<'_, B> {
         let dq = &mut *q_outputs;
         self.rotate(lane, MatMut::new(dq, d.q), self.net.heads.heads, true)?;
         self.rotate(lane, MatMut::at(qkv, d.q, d.qkv), self.net.heads.kv_heads, true)?;
-        self.norm(lane.rows, &block.norm1, Mat::new(x, d.hidden), MatMut::new(&mut scratch.normed, d.hidden))?;
+        self.norm(
+            lane.rows,
+            &block.norm1,
+            Mat::new(x, d.hidden),
+            MatMut::new(&mut scratch.normed, d.hidden),
+        )?;
         let x_normed = Mat::new(&scratch.normed, d.hidden);
         if reach.below {
-            self.product_back(lane.rows, Mat::new(dq, d.q), &block.q, MatMut::new(normed, d.hidden), false)?;
+            self.product_back(
+                lane.rows,
+                Mat::new(dq, d.q),
+                &block.q,
+                MatMut::new(normed, d.hidden),
+                false,
+            )?;
             self.key_value_back(block, qkv, normed, true)?;
         }
         let dx = reach.below.then(|| MatMut::new(&mut *normed, d.hidden));
@@ -190,7 +251,13 @@ impl<B: Ops> Pass<'_, B> {
         let dx = reach.below.then(|| MatMut::new(&mut *normed, d.hidden));
         self.adapt_back(lane, &block.sites.kv, (x_normed, Mat::new(qkv, d.qkv)), grads, dx)?;
         if reach.below {
-            self.norm_back(lane.rows, &block.norm1, Mat::new(x, d.hidden), Mat::new(normed, d.hidden), MatMut::new(stream, d.hidden))?;
+            self.norm_back(
+                lane.rows,
+                &block.norm1,
+                Mat::new(x, d.hidden),
+                Mat::new(normed, d.hidden),
+                MatMut::new(stream, d.hidden),
+            )?;
         }
         Ok(())
     }
@@ -207,25 +274,55 @@ impl<B: Ops> Pass<'_, B> {
     ) -> Result<()> {
         let (d, lane, outputs) = (self.net.dims, &self.batch.full, &self.batch.outputs);
         let Gradients { stream_outputs, normed_outputs, attention, mlp_in, hidden, .. } = g;
-        let buffers = MlpGradients { stream: stream_outputs, normed: normed_outputs, attention, mlp_in, hidden };
-        if !self.after_attention_back(block, outputs, &last.acts, buffers, scratch, (grads, reach))? {
+        let buffers = MlpGradients {
+            stream: stream_outputs,
+            normed: normed_outputs,
+            attention,
+            mlp_in,
+            hidden,
+        };
+        if !self.after_attention_back(
+            block,
+            outputs,
+            &last.acts,
+            buffers,
+            scratch,
+            (grads, reach),
+        )? {
             return Ok(());
         }
         let (_, k, v) = self.packed(&last.qkv);
         let out = (&last.acts.attention, &last.acts.lse, &g.attention);
-        self.attention_back(outputs, (Mat::new(&last.q, d.q), k, v), out, (&mut g.q_outputs, &mut g.qkv))?;
+        self.attention_back(
+            outputs,
+            (Mat::new(&last.q, d.q), k, v),
+            out,
+            (&mut g.q_outputs, &mut g.qkv),
+        )?;
         self.rotate(outputs, MatMut::new(&mut g.q_outputs, d.q), self.net.heads.heads, true)?;
         self.rotate(lane, MatMut::at(&mut g.qkv, d.q, d.qkv), self.net.heads.kv_heads, true)?;
-        self.norm(lane.rows, &block.norm1, Mat::new(x, d.hidden), MatMut::new(&mut scratch.normed, d.hidden))?;
+        self.norm(
+            lane.rows,
+            &block.norm1,
+            Mat::new(x, d.hidden),
+            MatMut::new(&mut scratch.normed, d.hidden),
+        )?;
         self.gather(&scratch.normed, &mut scratch.gathered)?;
-        let (x_normed, x_gathered) = (Mat::new(&scratch.normed, d.hidden), Mat::new(&scratch.gathered, d.hidden));
+        let (x_normed, x_gathered) =
+            (Mat::new(&scratch.normed, d.hidden), Mat::new(&scratch.gathered, d.hidden));
         let (dq, dkv) = (Mat::new(&g.q_outputs, d.q), Mat::new(&g.qkv, d.qkv));
         if !reach.below {
             self.adapt_back(outputs, &block.sites.q, (x_gathered, dq), grads, None)?;
             return self.adapt_back(lane, &block.sites.kv, (x_normed, dkv), grads, None);
         }
         let normed_outputs = &mut g.normed_outputs;
-        self.product_back(outputs.rows, dq, &block.q, MatMut::new(normed_outputs, d.hidden), false)?;
+        self.product_back(
+            outputs.rows,
+            dq,
+            &block.q,
+            MatMut::new(normed_outputs, d.hidden),
+            false,
+        )?;
         let dx = Some(MatMut::new(normed_outputs, d.hidden));
         self.adapt_back(outputs, &block.sites.q, (x_gathered, dq), grads, dx)?;
         self.key_value_back(block, &g.qkv, &mut g.normed, false)?;
@@ -234,13 +331,37 @@ impl<B: Ops> Pass<'_, B> {
         self.scatter(normed_outputs, &mut g.normed)?;
         self.net.backend.zero(&mut g.stream, 0, lane.rows * d.hidden)?;
         self.scatter(&g.stream_outputs, &mut g.stream)?;
-        self.norm_back(lane.rows, &block.norm1, Mat::new(x, d.hidden), Mat::new(&g.normed, d.hidden), MatMut::new(&mut g.stream, d.hidden))
+        self.norm_back(
+            lane.rows,
+            &block.norm1,
+            Mat::new(x, d.hidden),
+            Mat::new(&g.normed, d.hidden),
+            MatMut::new(&mut g.stream, d.hidden),
+        )
     }
 
-    fn key_value_back(&self, block: &Block<B>, dqkv: &B::Buf<B::Act>, normed: &mut B::Buf<B::Act>, accumulate: bool) -> Result<()> {
+    fn key_value_back(
+        &self,
+        block: &Block<B>,
+        dqkv: &B::Buf<B::Act>,
+        normed: &mut B::Buf<B::Act>,
+        accumulate: bool,
+    ) -> Result<()> {
         let (d, rows) = (self.net.dims, self.batch.full.rows);
-        self.product_back(rows, Mat::at(dqkv, d.q, d.qkv), &block.k, MatMut::new(normed, d.hidden), accumulate)?;
-        self.product_back(rows, Mat::at(dqkv, d.q + d.kv, d.qkv), &block.v, MatMut::new(normed, d.hidden), true)
+        self.product_back(
+            rows,
+            Mat::at(dqkv, d.q, d.qkv),
+            &block.k,
+            MatMut::new(normed, d.hidden),
+            accumulate,
+        )?;
+        self.product_back(
+            rows,
+            Mat::at(dqkv, d.q + d.kv, d.qkv),
+            &block.v,
+            MatMut::new(normed, d.hidden),
+            true,
+        )
     }
 
     fn attention_back(
@@ -289,15 +410,38 @@ impl<B: Ops> Pass<'_, B> {
         if !block.sites.down.is_empty() {
             self.activate(lane.rows, &acts.mlp_in, &mut scratch.hidden)?;
             let dx = Some(MatMut::new(&mut *g.hidden, d.mlp));
-            self.adapt_back(lane, &block.sites.down, (Mat::new(&scratch.hidden, d.mlp), dout), grads, dx)?;
+            self.adapt_back(
+                lane,
+                &block.sites.down,
+                (Mat::new(&scratch.hidden, d.mlp), dout),
+                grads,
+                dx,
+            )?;
         }
         if reach.lowest == Part::Down && !reach.below {
             return Ok(false);
         }
-        let (x, dh, dx) = (Mat::new(&acts.mlp_in, d.mlp_in), Mat::new(&*g.hidden, d.mlp), MatMut::new(g.mlp_in, d.mlp_in));
-        self.net.backend.activation_backward(activation::Backward { kind, x, dh, dx, rows: lane.rows, dim: d.mlp })?;
+        let (x, dh, dx) = (
+            Mat::new(&acts.mlp_in, d.mlp_in),
+            Mat::new(&*g.hidden, d.mlp),
+            MatMut::new(g.mlp_in, d.mlp_in),
+        );
+        self.net.backend.activation_backward(activation::Backward {
+            kind,
+            x,
+            dh,
+            dx,
+            rows: lane.rows,
+            dim: d.mlp,
+        })?;
         for (i, w) in block.mlp_in.iter().enumerate() {
-            self.product_back(lane.rows, Mat::at(g.mlp_in, i * d.mlp, d.mlp_in), w, MatMut::new(g.normed, d.hidden), i > 0)?;
+            self.product_back(
+                lane.rows,
+                Mat::at(g.mlp_in, i * d.mlp, d.mlp_in),
+                w,
+                MatMut::new(g.normed, d.hidden),
+                i > 0,
+            )?;
         }
         let middle = Mat::new(&acts.middle, d.hidden);
         if !block.sites.mlp_in.is_empty() {
@@ -309,7 +453,13 @@ impl<B: Ops> Pass<'_, B> {
         if reach.lowest == Part::MlpIn && !reach.below {
             return Ok(false);
         }
-        self.norm_back(lane.rows, &block.norm2, middle, Mat::new(g.normed, d.hidden), MatMut::new(g.stream, d.hidden))?;
+        self.norm_back(
+            lane.rows,
+            &block.norm2,
+            middle,
+            Mat::new(g.normed, d.hidden),
+            MatMut::new(g.stream, d.hidden),
+        )?;
         let dout = Mat::new(&*g.stream, d.hidden);
         self.product_back(lane.rows, dout, &block.o, MatMut::new(g.attention, d.q), false)?;
         let dx = Some(MatMut::new(&mut *g.attention, d.q));

@@ -44,7 +44,9 @@ impl<B: Ops> Predictor<B> {
         Ok(Self {
             batch: DeviceBatch::alloc(backend, rows)?,
             acts: Activations::alloc(backend, net.spec(), size)?,
-            cache: (0..layers).map(|_| backend.alloc(cache_rows * 2 * d.kv)).collect::<kernels::Result<_>>()?,
+            cache: (0..layers)
+                .map(|_| backend.alloc(cache_rows * 2 * d.kv))
+                .collect::<kernels::Result<_>>()?,
             cache_rows,
             index: backend.alloc(rows)?,
             logits: backend.alloc(LOGIT_ROWS * d.vocab)?,
@@ -89,7 +91,8 @@ impl<B: Ops> Predictor<B> {
         let pass = Pass { net, batch: &self.batch, params };
         let (d, acts, lane) = (net.dims, &mut self.acts, &self.batch.full);
         pass.embed(&mut acts.inputs[0])?;
-        let (last, before) = net.blocks.split_last().ok_or(Error::Batch { what: "no block".into() })?;
+        let (last, before) =
+            net.blocks.split_last().ok_or(Error::Batch { what: "no block".into() })?;
         for (layer, block) in before.iter().enumerate() {
             let (x, y) = two_streams(&mut acts.inputs, layer)?;
             let set = &mut acts.blocks[0];
@@ -97,7 +100,12 @@ impl<B: Ops> Predictor<B> {
             if let Some(cache) = self.cache.get_mut(layer) {
                 pass.store(&set.qkv, &self.index, cache)?;
             }
-            pass.attend(lane, pass.packed(&set.qkv), lane.rows, (&mut set.attention, &mut set.lse))?;
+            pass.attend(
+                lane,
+                pass.packed(&set.qkv),
+                lane.rows,
+                (&mut set.attention, &mut set.lse),
+            )?;
             pass.after_attention(block, (lane, Mat::new(x, d.hidden)), set, y, &mut acts.scratch)?;
         }
         pass.last_block(last, &acts.inputs[before.len() % 2], &mut acts.last, &mut acts.scratch)?;
@@ -105,7 +113,12 @@ impl<B: Ops> Predictor<B> {
             pass.store(&acts.last.qkv, &self.index, cache)?;
         }
         let rows = self.batch.outputs.rows;
-        pass.norm(rows, &net.final_norm, Mat::new(&acts.last.output, d.hidden), MatMut::new(&mut acts.scratch.gathered, d.hidden))?;
+        pass.norm(
+            rows,
+            &net.final_norm,
+            Mat::new(&acts.last.output, d.hidden),
+            MatMut::new(&mut acts.scratch.gathered, d.hidden),
+        )?;
         self.emit_logits(net, rows, on_logits)
     }
 
@@ -139,7 +152,12 @@ impl<B: Ops> Predictor<B> {
             pass.after_attention(block, (lane, Mat::new(x, d.hidden)), set, y, &mut acts.scratch)?;
         }
         let (rows, stream) = (lane.rows, &acts.inputs[net.blocks.len() % 2]);
-        pass.norm(rows, &net.final_norm, Mat::new(stream, d.hidden), MatMut::new(&mut acts.scratch.gathered, d.hidden))?;
+        pass.norm(
+            rows,
+            &net.final_norm,
+            Mat::new(stream, d.hidden),
+            MatMut::new(&mut acts.scratch.gathered, d.hidden),
+        )?;
         self.emit_logits(net, rows, on_logits)
     }
 
@@ -149,8 +167,14 @@ impl<B: Ops> Predictor<B> {
         if rows > self.rows() {
             return wrong(format!("a pack of {rows} rows, room for {}", self.rows()));
         }
-        if !self.cache.is_empty() && (to_cache.len() != rows || to_cache.iter().any(|&r| r as usize >= self.cache_rows)) {
-            return wrong(format!("cache rows for {} of {rows} rows, the cache has {}", to_cache.len(), self.cache_rows));
+        if !self.cache.is_empty()
+            && (to_cache.len() != rows || to_cache.iter().any(|&r| r as usize >= self.cache_rows))
+        {
+            return wrong(format!(
+                "cache rows for {} of {rows} rows, the cache has {}",
+                to_cache.len(),
+                self.cache_rows
+            ));
         }
         self.batch.upload(net.backend(), batch)?;
         net.backend().write(&mut self.index, 0, to_cache)?;
@@ -158,12 +182,21 @@ impl<B: Ops> Predictor<B> {
     }
 
     /// Head product of the rows in `scratch.gathered`, a few rows at a time.
-    fn emit_logits(&mut self, net: &Network<B>, rows: usize, on_logits: &mut OnLogits<'_>) -> Result<()> {
+    fn emit_logits(
+        &mut self,
+        net: &Network<B>,
+        rows: usize,
+        on_logits: &mut OnLogits<'_>,
+    ) -> Result<()> {
         let (backend, d) = (net.backend(), net.dims);
         for first in (0..rows).step_by(LOGIT_ROWS) {
             let taken = LOGIT_ROWS.min(rows - first);
             backend.linear_forward(linear::Forward {
-                x: Mat { buf: &self.acts.scratch.gathered, start: first * d.hidden, stride: d.hidden },
+                x: Mat {
+                    buf: &self.acts.scratch.gathered,
+                    start: first * d.hidden,
+                    stride: d.hidden,
+                },
                 weight: &net.head,
                 bias: None,
                 residual: None,
@@ -192,10 +225,22 @@ fn two_streams<T>(inputs: &mut [T], layer: usize) -> Result<(&T, &mut T)> {
 
 impl<B: Ops> Pass<'_, B> {
     /// Keys and values of the rows of `qkv` into cache rows `index`.
-    fn store(&self, qkv: &B::Buf<B::Act>, index: &B::Buf<u32>, cache: &mut B::Buf<B::Act>) -> Result<()> {
+    fn store(
+        &self,
+        qkv: &B::Buf<B::Act>,
+        index: &B::Buf<u32>,
+        cache: &mut B::Buf<B::Act>,
+    ) -> Result<()> {
         debug_assert!(!cache.is_empty(), "a cache has rows");
         let (d, rows) = (self.net.dims, self.batch.full.rows);
         let (x, y, dim) = (Mat::at(qkv, d.q, d.qkv), MatMut::new(cache, 2 * d.kv), 2 * d.kv);
-        Ok(self.net.backend.scatter(embedding::Scatter { x, index, y, accumulate: false, rows, dim })?)
+        Ok(self.net.backend.scatter(embedding::Scatter {
+            x,
+            index,
+            y,
+            accumulate: false,
+            rows,
+            dim,
+        })?)
     }
 }

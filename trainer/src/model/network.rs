@@ -105,15 +105,23 @@ impl<B: Ops> Network<B> {
     ///
     /// # Errors
     /// When a weight is missing, or more positions are asked for than the base has.
-    pub fn new(backend: B, base: &MappedBase, sites: &[LayerSites], max_positions: usize) -> Result<Self> {
+    pub fn new(
+        backend: B,
+        base: &MappedBase,
+        sites: &[LayerSites],
+        max_positions: usize,
+    ) -> Result<Self> {
         let spec = base.spec().clone();
         if max_positions > spec.max_positions {
-            let what = format!("{max_positions} positions asked for, the base has {}", spec.max_positions);
+            let what =
+                format!("{max_positions} positions asked for, the base has {}", spec.max_positions);
             return Err(Error::Batch { what });
         }
         let load = Loader { backend: &backend, base, spec: &spec };
         let blocks = (0..spec.layers)
-            .map(|l| load.block(l, BlockSites::new(&spec, &sites.get(l).copied().unwrap_or_default())))
+            .map(|l| {
+                load.block(l, BlockSites::new(&spec, &sites.get(l).copied().unwrap_or_default()))
+            })
             .collect::<Result<Vec<_>>>()?;
         let rope = if spec.rope.is_some() {
             let table = kernels::rope::table(&spec.rope_frequencies(), max_positions);
@@ -125,10 +133,15 @@ impl<B: Ops> Network<B> {
         };
         #[expect(clippy::cast_precision_loss, reason = "a head width is far below 2^24")]
         let scale = 1.0 / (spec.head_dim as f32).sqrt();
-        let heads = Heads { heads: spec.heads, kv_heads: spec.kv_heads, head_dim: spec.head_dim, scale };
+        let heads =
+            Heads { heads: spec.heads, kv_heads: spec.kv_heads, head_dim: spec.head_dim, scale };
         Ok(Self {
             embedding: if spec.tied_head { None } else { Some(load.weight("embedding")?) },
-            positions: if spec.learned_positions.is_some() { Some(load.vector("positions")?) } else { None },
+            positions: if spec.learned_positions.is_some() {
+                Some(load.vector("positions")?)
+            } else {
+                None
+            },
             final_norm: load.norm("norm")?,
             head: load.weight("head")?,
             rope,
@@ -192,7 +205,11 @@ impl<B: Ops> Loader<'_, B> {
             Norm::Rms => None,
             Norm::Layer => Some(self.vector(&format!("{name}.bias"))?),
         };
-        Ok(NormWeights { weight: self.vector(&format!("{name}.weight"))?, bias, eps: self.spec.norm_eps })
+        Ok(NormWeights {
+            weight: self.vector(&format!("{name}.weight"))?,
+            bias,
+            eps: self.spec.norm_eps,
+        })
     }
 
     fn product(&self, layer: usize, part: &str, biased: bool) -> Result<Product<B>> {

@@ -30,7 +30,14 @@ impl<B: Ops> Pass<'_, B> {
         y: Out<'_, B>,
     ) -> Result<()> {
         let (weight, bias) = (&w.weight, w.bias.as_ref());
-        Ok(self.net.backend.linear_forward(linear::Forward { x, weight, bias, residual, y, rows })?)
+        Ok(self.net.backend.linear_forward(linear::Forward {
+            x,
+            weight,
+            bias,
+            residual,
+            y,
+            rows,
+        })?)
     }
 
     pub(super) fn product_back(
@@ -42,10 +49,22 @@ impl<B: Ops> Pass<'_, B> {
         accumulate: bool,
     ) -> Result<()> {
         let weight = &w.weight;
-        Ok(self.net.backend.linear_backward(linear::Backward { dy, weight, dx, accumulate, rows })?)
+        Ok(self.net.backend.linear_backward(linear::Backward {
+            dy,
+            weight,
+            dx,
+            accumulate,
+            rows,
+        })?)
     }
 
-    pub(super) fn norm(&self, rows: usize, norm: &NormWeights<B>, x: In<'_, B>, y: Out<'_, B>) -> Result<()> {
+    pub(super) fn norm(
+        &self,
+        rows: usize,
+        norm: &NormWeights<B>,
+        x: In<'_, B>,
+        y: Out<'_, B>,
+    ) -> Result<()> {
         let (params, dim) = (norm.params(), self.net.dims.hidden);
         Ok(self.net.backend.norm_forward(norm::Forward { params, x, y, rows, dim })?)
     }
@@ -93,14 +112,39 @@ impl<B: Ops> Pass<'_, B> {
         }
         let (segments, row_token) = (&lane.segments, &lane.row_token);
         let (num_segments, rows, params) = (lane.num_segments, lane.rows, self.params);
-        let args = lora::Backward { x, sites, segments, num_segments, row_token, params, dy, grads, dx, rows };
+        let args = lora::Backward {
+            x,
+            sites,
+            segments,
+            num_segments,
+            row_token,
+            params,
+            dy,
+            grads,
+            dx,
+            rows,
+        };
         Ok(self.net.backend.lora_backward(args)?)
     }
 
     /// Rotates `heads` heads in place; nothing for a base with learned positions.
-    pub(super) fn rotate(&self, lane: &DeviceLane<B>, x: Out<'_, B>, heads: usize, inverse: bool) -> Result<()> {
+    pub(super) fn rotate(
+        &self,
+        lane: &DeviceLane<B>,
+        x: Out<'_, B>,
+        heads: usize,
+        inverse: bool,
+    ) -> Result<()> {
         let Some(table) = &self.net.rope else { return Ok(()) };
         let (positions, head_dim, rows) = (&lane.positions, self.net.heads.head_dim, lane.rows);
-        Ok(self.net.backend.rope(rope::Rotate { x, positions, table, heads, head_dim, inverse, rows })?)
+        Ok(self.net.backend.rope(rope::Rotate {
+            x,
+            positions,
+            table,
+            heads,
+            head_dim,
+            inverse,
+            rows,
+        })?)
     }
 }

@@ -63,9 +63,18 @@ impl BlockSites {
         };
         let list = |items: &[Option<SiteOutput>]| items.iter().copied().flatten().collect();
         Self {
-            qkv: list(&[whole(sites.q, 0), whole(sites.k, q), whole(sites.v, q + kv), whole(sites.c_attn, 0)]),
+            qkv: list(&[
+                whole(sites.q, 0),
+                whole(sites.k, q),
+                whole(sites.v, q + kv),
+                whole(sites.c_attn, 0),
+            ]),
             q: list(&[whole(sites.q, 0), range(sites.c_attn, 0, q, 0)]),
-            kv: list(&[whole(sites.k, q), whole(sites.v, q + kv), range(sites.c_attn, q, 2 * kv, q)]),
+            kv: list(&[
+                whole(sites.k, q),
+                whole(sites.v, q + kv),
+                range(sites.c_attn, q, 2 * kv, q),
+            ]),
             o: list(&[whole(sites.o, 0)]),
             mlp_in: list(&[whole(sites.gate, 0), whole(sites.up, spec.intermediate)]),
             down: list(&[whole(sites.down, 0)]),
@@ -73,10 +82,15 @@ impl BlockSites {
     }
 
     fn lowest(&self) -> Option<Part> {
-        [(Part::Qkv, &self.qkv), (Part::O, &self.o), (Part::MlpIn, &self.mlp_in), (Part::Down, &self.down)]
-            .into_iter()
-            .find(|(_, sites)| !sites.is_empty())
-            .map(|(part, _)| part)
+        [
+            (Part::Qkv, &self.qkv),
+            (Part::O, &self.o),
+            (Part::MlpIn, &self.mlp_in),
+            (Part::Down, &self.down),
+        ]
+        .into_iter()
+        .find(|(_, sites)| !sites.is_empty())
+        .map(|(part, _)| part)
     }
 }
 

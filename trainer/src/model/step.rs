@@ -33,7 +33,9 @@ impl<B: Ops> Stepper<B> {
     /// Bytes of [`Stepper::new`].
     pub fn bytes(net: &Network<B>, size: StepSize) -> usize {
         let host = size.rows * size_of::<f32>();
-        DeviceBatch::<B>::bytes(size.rows) + Activations::<B>::bytes(net.backend(), net.spec(), size) + host
+        DeviceBatch::<B>::bytes(size.rows)
+            + Activations::<B>::bytes(net.backend(), net.spec(), size)
+            + host
     }
 
     /// Rows a pack may have.
@@ -45,7 +47,12 @@ impl<B: Ops> Stepper<B> {
     ///
     /// # Errors
     /// When the batch does not fit or is inconsistent.
-    pub fn losses(&mut self, net: &Network<B>, batch: &Batch, params: &B::Buf<f32>) -> Result<&[f32]> {
+    pub fn losses(
+        &mut self,
+        net: &Network<B>,
+        batch: &Batch,
+        params: &B::Buf<f32>,
+    ) -> Result<&[f32]> {
         self.forward(net, batch, params)?;
         self.loss(net, false)?;
         self.read_losses(net)
@@ -79,13 +86,28 @@ impl<B: Ops> Stepper<B> {
         let pass = Pass { net, batch: &self.batch, params };
         let acts = &mut self.acts;
         pass.embed(&mut acts.inputs[0])?;
-        let (last, before) = net.blocks.split_last().ok_or(Error::Batch { what: "no block".into() })?;
+        let (last, before) =
+            net.blocks.split_last().ok_or(Error::Batch { what: "no block".into() })?;
         for (layer, block) in before.iter().enumerate() {
             let (x, y) = (acts.size.input(layer), acts.size.input(layer + 1));
-            let [x, y] = acts.inputs.get_disjoint_mut([x, y]).map_err(|_| Error::Batch { what: "stream".into() })?;
-            pass.block(block, x, &mut acts.blocks[acts.size.block_set(layer)], y, &mut acts.scratch)?;
+            let [x, y] = acts
+                .inputs
+                .get_disjoint_mut([x, y])
+                .map_err(|_| Error::Batch { what: "stream".into() })?;
+            pass.block(
+                block,
+                x,
+                &mut acts.blocks[acts.size.block_set(layer)],
+                y,
+                &mut acts.scratch,
+            )?;
         }
-        pass.last_block(last, &acts.inputs[acts.size.input(before.len())], &mut acts.last, &mut acts.scratch)
+        pass.last_block(
+            last,
+            &acts.inputs[acts.size.input(before.len())],
+            &mut acts.last,
+            &mut acts.scratch,
+        )
     }
 
     /// Losses, and with `gradient` the gradient of the output rows' last hidden states.
@@ -111,13 +133,21 @@ impl<B: Ops> Stepper<B> {
         Ok(())
     }
 
-    fn backward(&mut self, net: &Network<B>, params: &B::Buf<f32>, grads: &mut B::Buf<f32>) -> Result<()> {
+    fn backward(
+        &mut self,
+        net: &Network<B>,
+        params: &B::Buf<f32>,
+        grads: &mut B::Buf<f32>,
+    ) -> Result<()> {
         let pass = Pass { net, batch: &self.batch, params };
         let (d, rows, acts) = (net.dims.hidden, self.batch.outputs.rows, &mut self.acts);
         let (Some((lowest, part)), Some(g)) = (net.lowest, acts.gradients.as_mut()) else {
             return Err(Error::Batch { what: "a backward without adapters or buffers".into() });
         };
-        let reach = |layer: usize| Reach { lowest: if layer == lowest { part } else { Part::Qkv }, below: layer > lowest };
+        let reach = |layer: usize| Reach {
+            lowest: if layer == lowest { part } else { Part::Qkv },
+            below: layer > lowest,
+        };
         net.backend().zero(&mut g.stream_outputs, 0, rows * d)?;
         let (x, dy) = (Mat::new(&acts.last.output, d), Mat::new(&g.normed_outputs, d));
         pass.norm_back(rows, &net.final_norm, x, dy, MatMut::new(&mut g.stream_outputs, d))?;
@@ -127,7 +157,12 @@ impl<B: Ops> Stepper<B> {
         for layer in (lowest..top).rev() {
             let (block, set) = (&net.blocks[layer], acts.size.block_set(layer));
             if acts.size.recomputed(layer) && layer + 1 < top {
-                pass.run_again(block, &acts.inputs[layer], &mut acts.blocks[set], &mut acts.scratch)?;
+                pass.run_again(
+                    block,
+                    &acts.inputs[layer],
+                    &mut acts.blocks[set],
+                    &mut acts.scratch,
+                )?;
             }
             let forward = (&acts.inputs[layer], &acts.blocks[set]);
             pass.block_back(block, forward, g, &mut acts.scratch, (grads, reach(layer)))?;

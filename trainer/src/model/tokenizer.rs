@@ -298,4 +298,3 @@ impl Tokenize for Tokenizer {
         self.bos
     }
 }
-

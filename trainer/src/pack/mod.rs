@@ -28,7 +28,11 @@ impl<'a> Piece<'a> {
     pub fn supervised(tokens: &'a [u32], prompt_len: usize) -> Self {
         let last = tokens.len().saturating_sub(1);
         let prompt_len = prompt_len.clamp(1, tokens.len().max(1));
-        Self { rows: &tokens[..last], first_output: prompt_len - 1, targets: tokens.get(prompt_len..).unwrap_or(&[]) }
+        Self {
+            rows: &tokens[..last],
+            first_output: prompt_len - 1,
+            targets: tokens.get(prompt_len..).unwrap_or(&[]),
+        }
     }
 
     /// A prompt whose next token is wanted.
@@ -105,7 +109,11 @@ pub fn rows_of(pieces: &[Piece<'_>], share_prefixes: bool) -> usize {
 /// Splits a micro-batch that takes more than `limit` rows into runs of pieces that do not, in order and
 /// as long as possible. A piece longer than the limit stands alone. Depends on the pieces and the limit
 /// only, never on what else is in flight.
-pub fn chunks(pieces: &[Piece<'_>], limit: usize, share_prefixes: bool) -> Vec<std::ops::Range<usize>> {
+pub fn chunks(
+    pieces: &[Piece<'_>],
+    limit: usize,
+    share_prefixes: bool,
+) -> Vec<std::ops::Range<usize>> {
     let mut out = Vec::new();
     let mut start = 0;
     for end in 1..=pieces.len() {
@@ -191,7 +199,11 @@ impl Packer {
             self.own_rows(own, prefix, number(start));
             let first_output = self.batch.outputs.rows();
             self.output_rows(piece, (start, prefix, number(start)), share.weight);
-            self.sequences((start, own.len()), (row_start, prefix), (first_output, piece.num_outputs()));
+            self.sequences(
+                (start, own.len()),
+                (row_start, prefix),
+                (first_output, piece.num_outputs()),
+            );
             if prefix == 0 {
                 self.close_group();
             }
@@ -209,7 +221,11 @@ impl Packer {
             self.close_group();
         }
         if let Some(adapter) = share.adapter {
-            let segment = |start: usize, end: usize| Segment { row_start: small(start), rows: small(end - start), ..adapter };
+            let segment = |start: usize, end: usize| Segment {
+                row_start: small(start),
+                rows: small(end - start),
+                ..adapter
+            };
             self.batch.full.segments.push(segment(row_start, self.batch.full.rows()));
             self.batch.outputs.segments.push(segment(output_start, self.batch.outputs.rows()));
         }
@@ -224,7 +240,12 @@ impl Packer {
         lane.limits.extend((0..tokens.len()).map(|i| small(i + 1)));
     }
 
-    fn output_rows(&mut self, piece: &Piece<'_>, (start, prefix, first_token): (usize, usize, u32), weight: f32) {
+    fn output_rows(
+        &mut self,
+        piece: &Piece<'_>,
+        (start, prefix, first_token): (usize, usize, u32),
+        weight: f32,
+    ) {
         let lane = &mut self.batch.outputs;
         for position in piece.first_output..piece.rows.len() {
             let own = position - prefix;
@@ -238,7 +259,12 @@ impl Packer {
     }
 
     /// One sequence in both lanes: all its rows, and its output rows.
-    fn sequences(&mut self, (k_start, k_len): (usize, usize), (p_start, p_len): (usize, usize), (q_start, q_len): (usize, usize)) {
+    fn sequences(
+        &mut self,
+        (k_start, k_len): (usize, usize),
+        (p_start, p_len): (usize, usize),
+        (q_start, q_len): (usize, usize),
+    ) {
         let keys = |q_start, q_len| Sequence {
             q_start: small(q_start),
             q_len: small(q_len),
@@ -277,7 +303,10 @@ mod tests {
     #[test]
     fn a_training_piece_has_no_row_for_its_last_token() {
         let piece = Piece::supervised(&[5, 6, 7, 8], 2);
-        assert_eq!((piece.rows, piece.first_output, piece.targets), (&[5, 6, 7][..], 1, &[7, 8][..]));
+        assert_eq!(
+            (piece.rows, piece.first_output, piece.targets),
+            (&[5, 6, 7][..], 1, &[7, 8][..])
+        );
     }
 
     #[test]
@@ -296,7 +325,12 @@ mod tests {
         let two: Vec<u32> = (0..10).chain([60, 61]).collect();
         let pieces = [Piece::supervised(&one, 12), Piece::supervised(&two, 11)];
         let mut packer = Packer::new(true);
-        packer.add(&Share { adapter: Some(adapter()), pieces: &pieces, weight: 0.5, first_token: 0 });
+        packer.add(&Share {
+            adapter: Some(adapter()),
+            pieces: &pieces,
+            weight: 0.5,
+            first_token: 0,
+        });
         let batch = packer.batch();
         batch.check(100, 100).unwrap();
         assert_eq!(batch.ids, (0..10).chain([50, 51, 60]).collect::<Vec<_>>());
@@ -314,7 +348,8 @@ mod tests {
     fn a_user_looks_the_same_alone_and_behind_another() {
         let tokens: Vec<u32> = (0..30).collect();
         let pieces = [Piece::supervised(&tokens, 20), Piece::supervised(&tokens[..25], 20)];
-        let share = Share { adapter: Some(adapter()), pieces: &pieces, weight: 1.0, first_token: 0 };
+        let share =
+            Share { adapter: Some(adapter()), pieces: &pieces, weight: 1.0, first_token: 0 };
         let (mut alone, mut behind) = (Packer::new(true), Packer::new(true));
         alone.add(&share);
         behind.add(&Share { pieces: &pieces[..1], ..share });

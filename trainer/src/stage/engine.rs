@@ -72,7 +72,12 @@ impl<'a, B: Ops> Engine<'a, B> {
     pub const SLAB_BYTES_PER_PARAM: usize = 4 * size_of::<f32>();
 
     /// Bytes of [`Engine::new`], without the network.
-    pub fn bytes(net: &Network<B>, size: StepSize, num_slots: usize, adapter_params: usize) -> usize {
+    pub fn bytes(
+        net: &Network<B>,
+        size: StepSize,
+        num_slots: usize,
+        adapter_params: usize,
+    ) -> usize {
         let slab = num_slots * adapter_params * size_of::<f32>();
         Stepper::bytes(net, size) + 4 * slab + num_slots * (size_of::<Update>() + size_of::<f32>())
     }
@@ -88,7 +93,8 @@ impl<'a, B: Ops> Engine<'a, B> {
     /// # Errors
     /// When the adapter is larger than a slot.
     pub fn load(&mut self, slot: Slot, adapter: &[f32]) -> Result<()> {
-        let (backend, offset, capacity) = (self.net.backend(), self.slabs.offset(slot), self.slabs.capacity());
+        let (backend, offset, capacity) =
+            (self.net.backend(), self.slabs.offset(slot), self.slabs.capacity());
         self.slabs.image(adapter, &mut self.image)?;
         backend.write(&mut self.buffers.params, offset, &self.image)?;
         for slab in [&mut self.buffers.grads, &mut self.buffers.m, &mut self.buffers.v] {
@@ -152,7 +158,12 @@ impl<'a, B: Ops> Engine<'a, B> {
     /// When the pack is inconsistent.
     pub fn train(&mut self, packer: &Packer) -> Result<&[f32]> {
         self.check(packer)?;
-        Ok(self.stepper.train(self.net, packer.batch(), &self.buffers.params, &mut self.buffers.grads)?)
+        Ok(self.stepper.train(
+            self.net,
+            packer.batch(),
+            &self.buffers.params,
+            &mut self.buffers.grads,
+        )?)
     }
 
     /// Forward of a pack alone.

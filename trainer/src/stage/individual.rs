@@ -56,7 +56,13 @@ pub fn run<B: Ops>(
     watch: &mut dyn Watch,
     stop: &AtomicBool,
 ) -> Result<End> {
-    let mut flight = Flight { rules, seats: Vec::new(), next_seat: 0, packer: Packer::new(rules.share_prefixes), due: Vec::new() };
+    let mut flight = Flight {
+        rules,
+        seats: Vec::new(),
+        next_seat: 0,
+        packer: Packer::new(rules.share_prefixes),
+        due: Vec::new(),
+    };
     flight.seats.resize_with(engine.slabs.num_slots() as usize, || None);
     loop {
         flight.admit(engine, jobs, watch)?;
@@ -114,7 +120,11 @@ impl Flight {
             let rows = trainee.due_rows();
             if self.packer.rows() + rows > engine.rows() {
                 if self.due.is_empty() {
-                    return Err(Error::ChunkTooLong { user: trainee.user().clone(), rows, room: engine.rows() });
+                    return Err(Error::ChunkTooLong {
+                        user: trainee.user().clone(),
+                        rows,
+                        room: engine.rows(),
+                    });
                 }
                 self.next_seat = seat;
                 return Ok(());
@@ -122,7 +132,12 @@ impl Flight {
             let slot = Slot(u32::try_from(seat).unwrap_or(u32::MAX));
             let adapter = Some(trainee.segment(engine.segment(slot, slot)));
             let (pieces, weight) = (trainee.due_pieces(), trainee.weight());
-            self.packer.add(&Share { adapter, pieces: &pieces, weight, first_token: trainee.first_token() });
+            self.packer.add(&Share {
+                adapter,
+                pieces: &pieces,
+                weight,
+                first_token: trainee.first_token(),
+            });
             self.due.push(seat);
         }
         Ok(())
@@ -135,15 +150,21 @@ impl Flight {
                 trainee.chunk_done(&losses[self.packer.outputs(share)]);
             }
         }
-        watch.pack(self.packer.rows(), self.packer.unshared_rows(), self.seats.iter().flatten().count());
+        watch.pack(
+            self.packer.rows(),
+            self.packer.unshared_rows(),
+            self.seats.iter().flatten().count(),
+        );
         Ok(())
     }
 
     /// AdamW on the users whose micro-batch is complete, then held-out checks, commits and quarantines.
     fn update<B: Ops>(&mut self, engine: &mut Engine<'_, B>, watch: &mut dyn Watch) -> Result<()> {
-        self.due.retain(|&seat| self.seats[seat].as_ref().is_some_and(Trainee::micro_batch_complete));
+        self.due
+            .retain(|&seat| self.seats[seat].as_ref().is_some_and(Trainee::micro_batch_complete));
         self.due.sort_unstable();
-        let offset = |seat: usize| engine.slabs.offset(Slot(u32::try_from(seat).unwrap_or(u32::MAX))) as u64;
+        let offset =
+            |seat: usize| engine.slabs.offset(Slot(u32::try_from(seat).unwrap_or(u32::MAX))) as u64;
         let updates: Vec<Update> = self
             .due
             .iter()
@@ -161,7 +182,12 @@ impl Flight {
         Ok(())
     }
 
-    fn after_step<B: Ops>(&mut self, engine: &mut Engine<'_, B>, seat: usize, watch: &mut dyn Watch) -> Result<()> {
+    fn after_step<B: Ops>(
+        &mut self,
+        engine: &mut Engine<'_, B>,
+        seat: usize,
+        watch: &mut dyn Watch,
+    ) -> Result<()> {
         let slot = Slot(u32::try_from(seat).unwrap_or(u32::MAX));
         let Some(trainee) = &mut self.seats[seat] else { return Ok(()) };
         if let Some(reason) = trainee.failure() {
@@ -184,7 +210,13 @@ impl Flight {
         Ok(())
     }
 
-    fn leave<B: Ops>(&mut self, engine: &mut Engine<'_, B>, slot: Slot, outcome: Outcome, watch: &mut dyn Watch) -> Result<()> {
+    fn leave<B: Ops>(
+        &mut self,
+        engine: &mut Engine<'_, B>,
+        slot: Slot,
+        outcome: Outcome,
+        watch: &mut dyn Watch,
+    ) -> Result<()> {
         self.seats[slot.0 as usize] = None;
         engine.slabs.release(slot)?;
         watch.left(outcome)
@@ -192,14 +224,24 @@ impl Flight {
 }
 
 /// Mean loss of a user's held-out tokens, in packs of its own.
-fn held_out_loss<B: Ops>(engine: &mut Engine<'_, B>, slot: Slot, trainee: &Trainee, rules: PackRules) -> Result<f64> {
+fn held_out_loss<B: Ops>(
+    engine: &mut Engine<'_, B>,
+    slot: Slot,
+    trainee: &Trainee,
+    rules: PackRules,
+) -> Result<f64> {
     let mut packer = Packer::new(rules.share_prefixes);
     let pieces = trainee.held_out_pieces();
     let segment = trainee.without_dropout(engine.segment(slot, slot));
     let (mut sum, mut count) = (0.0f64, 0usize);
     for chunk in crate::pack::chunks(&pieces, rules.chunk_rows, rules.share_prefixes) {
         packer.clear();
-        packer.add(&Share { adapter: Some(segment), pieces: &pieces[chunk], weight: 0.0, first_token: 0 });
+        packer.add(&Share {
+            adapter: Some(segment),
+            pieces: &pieces[chunk],
+            weight: 0.0,
+            first_token: 0,
+        });
         let losses = engine.losses(&packer)?;
         sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
         count += losses.len();

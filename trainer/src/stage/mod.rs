@@ -6,8 +6,8 @@
 pub mod engine;
 pub mod individual;
 pub mod population;
-pub mod recipe;
 pub mod predict;
+pub mod recipe;
 pub mod sample;
 pub mod trainee;
 
@@ -44,7 +44,9 @@ pub enum Error {
     #[error("the population has no usable example")]
     NoPopulation,
     /// The population's adapter left the finite numbers.
-    #[error("population step {step} diverged: loss {loss}, gradient norm {grad_norm}; try a lower learning rate")]
+    #[error(
+        "population step {step} diverged: loss {loss}, gradient norm {grad_norm}; try a lower learning rate"
+    )]
     PopulationDiverged {
         /// Step.
         step: u32,
@@ -57,7 +59,9 @@ pub enum Error {
     #[error("more steps, tokens or parameters than 2^32")]
     TooManySteps,
     /// One example takes more rows than a pack has.
-    #[error("user {user}: an example of {rows} rows does not fit in a pack of {room}; raise engine.pack_tokens or lower prompt.max_length")]
+    #[error(
+        "user {user}: an example of {rows} rows does not fit in a pack of {room}; raise engine.pack_tokens or lower prompt.max_length"
+    )]
     ChunkTooLong {
         /// The user.
         user: UserId,

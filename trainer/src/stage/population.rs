@@ -99,13 +99,20 @@ pub fn run<B: Ops>(
 
 /// The random key of a virtual shard (of initialisation and shuffling: `u32::MAX`).
 fn population_key(seed: u64, shard: u32) -> [u32; 2] {
-    UserKey(blake3::derive_key("myriad 2026 population shard", &shard.to_le_bytes())).random_key(seed)
+    UserKey(blake3::derive_key("myriad 2026 population shard", &shard.to_le_bytes()))
+        .random_key(seed)
 }
 
-fn update<B: Ops>(engine: &mut Engine<'_, B>, task: &Task<'_>, slot: Slot, (step, total): (u32, u32)) -> Result<f32> {
+fn update<B: Ops>(
+    engine: &mut Engine<'_, B>,
+    task: &Task<'_>,
+    slot: Slot,
+    (step, total): (u32, u32),
+) -> Result<f32> {
     let update = Update {
         offset: engine.slabs.offset(slot) as u64,
-        len: u32::try_from(engine.sites.params(task.lora.lora_rank as usize)).map_err(|_| Error::TooManySteps)?,
+        len: u32::try_from(engine.sites.params(task.lora.lora_rank as usize))
+            .map_err(|_| Error::TooManySteps)?,
         ..super::recipe::update(&task.recipe, step, total)
     };
     let mut norm = [0.0];
@@ -126,9 +133,17 @@ struct Shards {
 }
 
 impl Shards {
-    fn new<B: Ops>(engine: &mut Engine<'_, B>, comm: &dyn Communicator, task: &Task<'_>, (rules, adapter): (PackRules, Slot)) -> Result<Self> {
+    fn new<B: Ops>(
+        engine: &mut Engine<'_, B>,
+        comm: &dyn Communicator,
+        task: &Task<'_>,
+        (rules, adapter): (PackRules, Slot),
+    ) -> Result<Self> {
         let ids = shards_of(comm.rank(), comm.size(), task.num_shards);
-        let slots = ids.iter().map(|_| engine.slabs.take().ok_or(Error::NoSlot)).collect::<Result<Vec<_>>>()?;
+        let slots = ids
+            .iter()
+            .map(|_| engine.slabs.take().ok_or(Error::NoSlot))
+            .collect::<Result<Vec<_>>>()?;
         let len = engine.sites.params(task.lora.lora_rank as usize);
         if task.examples.is_empty() {
             return Err(Error::NoPopulation);
@@ -169,13 +184,20 @@ impl Shards {
         self.packer.clear();
         for index in 0..self.ids.len() {
             let shard = self.ids[index] as usize;
-            let own: Vec<Piece<'_>> = batch.iter().skip(shard).step_by(task.num_shards as usize).map(piece).collect();
+            let own: Vec<Piece<'_>> =
+                batch.iter().skip(shard).step_by(task.num_shards as usize).map(piece).collect();
             let mut first_token = 0;
             for chunk in chunks(&own, self.rules.chunk_rows, self.rules.share_prefixes) {
                 let pieces = &own[chunk];
                 let needed = rows_of(pieces, self.rules.share_prefixes);
                 if !packed.is_empty() && self.packer.rows() + needed > engine.rows() {
-                    self.step(engine, &mut packed, weight, &mut losses, (&mut rows, &mut unshared))?;
+                    self.step(
+                        engine,
+                        &mut packed,
+                        weight,
+                        &mut losses,
+                        (&mut rows, &mut unshared),
+                    )?;
                 }
                 let template = engine.segment(self.adapter, self.slots[index]);
                 let adapter = Some(self.segment(task, template, self.ids[index], step));
@@ -212,7 +234,8 @@ impl Shards {
     ) -> Result<()> {
         let row_losses = engine.train(&self.packer)?;
         for (share, &index) in packed.iter().enumerate() {
-            let sum: f64 = row_losses[self.packer.outputs(share)].iter().map(|&l| f64::from(l)).sum();
+            let sum: f64 =
+                row_losses[self.packer.outputs(share)].iter().map(|&l| f64::from(l)).sum();
             losses[index] += sum * f64::from(weight);
         }
         *rows += self.packer.rows();
@@ -223,7 +246,12 @@ impl Shards {
     }
 
     /// Adds the shards' gradients of all ranks, in order, into the adapter's gradient.
-    fn sum<B: Ops>(&mut self, engine: &mut Engine<'_, B>, comm: &dyn Communicator, sync: &dyn GradientSync) -> Result<()> {
+    fn sum<B: Ops>(
+        &mut self,
+        engine: &mut Engine<'_, B>,
+        comm: &dyn Communicator,
+        sync: &dyn GradientSync,
+    ) -> Result<()> {
         let len = self.total.len();
         for (i, &own) in self.slots.iter().enumerate() {
             engine.read_gradient(own, &mut self.values[i * len..(i + 1) * len])?;

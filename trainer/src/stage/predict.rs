@@ -8,7 +8,7 @@ use super::individual::PackRules;
 use super::sample::{Sampling, next_token};
 use super::{Error, Result};
 use crate::ids::{Slot, UserId};
-use crate::lora::{AdapterSpec, Slabs, SiteList};
+use crate::lora::{AdapterSpec, SiteList, Slabs};
 use crate::model::batch::Batch;
 use crate::model::decode::Predictor;
 use crate::model::network::Network;
@@ -83,8 +83,13 @@ impl<'a, B: Ops> Oracle<'a, B> {
     ///
     /// # Errors
     /// A prompt too long for a pack, or an adapter that does not fit.
-    pub fn label_probabilities(&mut self, askers: &[Asker], labels: &[u32]) -> Result<Vec<Vec<Vec<f32>>>> {
-        let mut out: Vec<Vec<Vec<f32>>> = askers.iter().map(|a| vec![Vec::new(); a.prompts.len()]).collect();
+    pub fn label_probabilities(
+        &mut self,
+        askers: &[Asker],
+        labels: &[u32],
+    ) -> Result<Vec<Vec<Vec<f32>>>> {
+        let mut out: Vec<Vec<Vec<f32>>> =
+            askers.iter().map(|a| vec![Vec::new(); a.prompts.len()]).collect();
         self.for_each_pack(askers, 0, &mut |oracle, placed| {
             let rows = output_owners(&oracle.packer, placed);
             let mut keep = |row: usize, logits: &[f32]| {
@@ -92,7 +97,12 @@ impl<'a, B: Ops> Oracle<'a, B> {
                 out[asker][prompt] = softmax_of(logits, labels);
             };
             let params = oracle.shelf.as_ref().map_or(oracle.net.no_params(), |s| &s.params);
-            Ok(oracle.predictor.prefill(oracle.net, (oracle.packer.batch(), &[]), params, &mut keep)?)
+            Ok(oracle.predictor.prefill(
+                oracle.net,
+                (oracle.packer.batch(), &[]),
+                params,
+                &mut keep,
+            )?)
         })?;
         Ok(out)
     }
@@ -102,8 +112,14 @@ impl<'a, B: Ops> Oracle<'a, B> {
     ///
     /// # Errors
     /// A prompt too long for a pack or the cache, or an adapter that does not fit.
-    pub fn generate(&mut self, askers: &[Asker], sampling: &Sampling, eos: &[u32]) -> Result<Vec<Vec<Vec<u32>>>> {
-        let mut out: Vec<Vec<Vec<u32>>> = askers.iter().map(|a| vec![Vec::new(); a.prompts.len()]).collect();
+    pub fn generate(
+        &mut self,
+        askers: &[Asker],
+        sampling: &Sampling,
+        eos: &[u32],
+    ) -> Result<Vec<Vec<Vec<u32>>>> {
+        let mut out: Vec<Vec<Vec<u32>>> =
+            askers.iter().map(|a| vec![Vec::new(); a.prompts.len()]).collect();
         let room = self.net.max_positions();
         self.for_each_pack(askers, sampling.max_new_tokens as usize, &mut |oracle, placed| {
             let owners = output_owners(&oracle.packer, placed);
@@ -113,7 +129,10 @@ impl<'a, B: Ops> Oracle<'a, B> {
                 let (asker, prompt) = owners[sequences[row].output];
                 let text = &mut out[asker][prompt];
                 let key = askers[asker].user.key().random_key(sampling.seed);
-                let counter = (u32::try_from(prompt).unwrap_or(u32::MAX), u32::try_from(text.len()).unwrap_or(u32::MAX));
+                let counter = (
+                    u32::try_from(prompt).unwrap_or(u32::MAX),
+                    u32::try_from(text.len()).unwrap_or(u32::MAX),
+                );
                 let token = next_token(logits, sampling, key, counter);
                 let s = &mut sequences[row];
                 s.done = eos.contains(&token);
@@ -125,14 +144,17 @@ impl<'a, B: Ops> Oracle<'a, B> {
             };
             let params = oracle.shelf.as_ref().map_or(oracle.net.no_params(), |s| &s.params);
             let (net, predictor) = (oracle.net, &mut oracle.predictor);
-            predictor.prefill(net, (oracle.packer.batch(), &to_cache), params, &mut |row, l| take(&mut live, row, l))?;
+            predictor.prefill(net, (oracle.packer.batch(), &to_cache), params, &mut |row, l| {
+                take(&mut live, row, l)
+            })?;
             loop {
                 live.retain(|s| !s.done);
                 if live.is_empty() {
                     return Ok(());
                 }
                 let rows = decode_batch(&mut live, &mut batch);
-                predictor.decode(net, (&batch, &rows), params, &mut |row, l| take(&mut live, row, l))?;
+                predictor
+                    .decode(net, (&batch, &rows), params, &mut |row, l| take(&mut live, row, l))?;
             }
         })?;
         Ok(out)
@@ -140,7 +162,12 @@ impl<'a, B: Ops> Oracle<'a, B> {
 
     /// Packs the askers' prompts in order and calls `run` on each full pack; `answer` cache rows are kept
     /// for each prompt.
-    fn for_each_pack(&mut self, askers: &[Asker], answer: usize, run: &mut dyn FnMut(&mut Self, &[Placed]) -> Result<()>) -> Result<()> {
+    fn for_each_pack(
+        &mut self,
+        askers: &[Asker],
+        answer: usize,
+        run: &mut dyn FnMut(&mut Self, &[Placed]) -> Result<()>,
+    ) -> Result<()> {
         let (mut placed, mut prompts): (Vec<Placed>, usize) = (Vec::new(), 0);
         self.packer.clear();
         for (index, asker) in askers.iter().enumerate() {
@@ -149,9 +176,11 @@ impl<'a, B: Ops> Oracle<'a, B> {
             for chunk in chunks(&pieces, self.rules.chunk_rows, self.rules.share_prefixes) {
                 let pieces = &pieces[chunk.clone()];
                 let rows = rows_of(pieces, self.rules.share_prefixes);
-                let no_slot = segment.is_none() && asker.adapter.is_some() && self.free_slots() == 0;
+                let no_slot =
+                    segment.is_none() && asker.adapter.is_some() && self.free_slots() == 0;
                 let cached = self.packer.rows() + rows + (prompts + pieces.len()) * answer;
-                let full = self.packer.rows() + rows > self.predictor.rows() || (answer > 0 && cached > self.predictor.cache_rows());
+                let full = self.packer.rows() + rows > self.predictor.rows()
+                    || (answer > 0 && cached > self.predictor.cache_rows());
                 if !placed.is_empty() && (full || no_slot) {
                     run(self, &placed)?;
                     (placed, prompts) = (Vec::new(), 0);
@@ -159,7 +188,11 @@ impl<'a, B: Ops> Oracle<'a, B> {
                     self.empty_shelf(segment)?;
                 }
                 if rows > self.predictor.rows() {
-                    return Err(Error::ChunkTooLong { user: asker.user.clone(), rows, room: self.predictor.rows() });
+                    return Err(Error::ChunkTooLong {
+                        user: asker.user.clone(),
+                        rows,
+                        room: self.predictor.rows(),
+                    });
                 }
                 if segment.is_none() {
                     segment = self.shelve(asker)?;
@@ -215,7 +248,12 @@ impl<'a, B: Ops> Oracle<'a, B> {
 
     /// Cache rows for the pack: each shared prefix once, then each prompt's own rows with room for its
     /// answer. The sequences to continue, in the pack's order, and the cache row of each row of the pack.
-    fn place(&self, placed: &[Placed], askers: &[Asker], sampling: &Sampling) -> Result<(Vec<Generation>, Vec<u32>)> {
+    fn place(
+        &self,
+        placed: &[Placed],
+        askers: &[Asker],
+        sampling: &Sampling,
+    ) -> Result<(Vec<Generation>, Vec<u32>)> {
         let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let mut to_cache = vec![0u32; self.packer.rows()];
         let (mut next, mut live) = (0usize, Vec::new());
@@ -232,7 +270,14 @@ impl<'a, B: Ops> Oracle<'a, B> {
                 live.push(Generation {
                     output: output_start,
                     segment: place.segment,
-                    keys: Sequence { q_start: 0, q_len: 1, k_start: small(next), k_len: small(len), p_start: small(p_start), p_len: small(prefix_len) },
+                    keys: Sequence {
+                        q_start: 0,
+                        q_len: 1,
+                        k_start: small(next),
+                        k_len: small(len),
+                        p_start: small(p_start),
+                        p_len: small(prefix_len),
+                    },
                     position: askers[place.asker].prompts[prompt].len(),
                     token: 0,
                     done: false,
@@ -297,7 +342,13 @@ fn decode_batch(live: &mut [Generation], batch: &mut Batch) -> Vec<u32> {
 fn output_owners(packer: &Packer, placed: &[Placed]) -> Vec<(usize, usize)> {
     let mut owners = Vec::with_capacity(packer.batch().outputs.rows());
     for (share, place) in placed.iter().enumerate() {
-        owners.extend(packer.spans(share).iter().zip(place.prompts.clone()).map(|(_, prompt)| (place.asker, prompt)));
+        owners.extend(
+            packer
+                .spans(share)
+                .iter()
+                .zip(place.prompts.clone())
+                .map(|(_, prompt)| (place.asker, prompt)),
+        );
     }
     owners
 }
@@ -305,7 +356,10 @@ fn output_owners(packer: &Packer, placed: &[Placed]) -> Vec<(usize, usize)> {
 /// Softmax over the logits of `labels` alone, in `f64`.
 #[expect(clippy::cast_possible_truncation, reason = "probabilities are kept as f32")]
 fn softmax_of(logits: &[f32], labels: &[u32]) -> Vec<f32> {
-    let values: Vec<f64> = labels.iter().map(|&l| logits.get(l as usize).map_or(f64::NEG_INFINITY, |&x| f64::from(x))).collect();
+    let values: Vec<f64> = labels
+        .iter()
+        .map(|&l| logits.get(l as usize).map_or(f64::NEG_INFINITY, |&x| f64::from(x)))
+        .collect();
     let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let exp: Vec<f64> = values.iter().map(|v| (v - max).exp()).collect();
     let sum: f64 = exp.iter().sum();

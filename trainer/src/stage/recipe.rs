@@ -1,8 +1,8 @@
 //! From a config's recipe to what the kernels and the adapters take.
 
 use crate::config::Recipe;
-use crate::lora::{AdapterSpec, Target};
 use crate::ids::Step;
+use crate::lora::{AdapterSpec, Target};
 use crate::optim::Schedule;
 use kernels::optim::Update;
 

@@ -29,7 +29,8 @@ pub fn next_token(logits: &[f32], sampling: &Sampling, key: [u32; 2], counter: (
         return (0..logits.len()).min_by(likelier).map_or(0, id);
     }
     let mut order: Vec<usize> = (0..logits.len()).collect();
-    let keep = if sampling.top_k == 0 { order.len() } else { order.len().min(sampling.top_k as usize) };
+    let keep =
+        if sampling.top_k == 0 { order.len() } else { order.len().min(sampling.top_k as usize) };
     if keep < order.len() {
         order.select_nth_unstable_by(keep, likelier);
         order.truncate(keep);
@@ -40,7 +41,15 @@ pub fn next_token(logits: &[f32], sampling: &Sampling, key: [u32; 2], counter: (
     let weights: Vec<f64> = order.iter().map(|&i| (scaled(i) - top).exp()).collect();
     let total: f64 = weights.iter().sum();
     let mut kept = 0.0;
-    let nucleus = weights.iter().take_while(|&&w| { let before = kept; kept += w; before < f64::from(sampling.top_p) * total }).count().max(1);
+    let nucleus = weights
+        .iter()
+        .take_while(|&&w| {
+            let before = kept;
+            kept += w;
+            before < f64::from(sampling.top_p) * total
+        })
+        .count()
+        .max(1);
     let mass: f64 = weights[..nucleus].iter().sum();
     let word = philox(key, [counter.0, counter.1, SAMPLE, 0])[0];
     let mut left = (f64::from(word) + 0.5) / 4_294_967_296.0 * mass;
@@ -78,7 +87,9 @@ mod tests {
         for (count, e_i) in counts.iter().zip(e) {
             let p = e_i / e.iter().sum::<f64>();
             // Five standard deviations of a binomial share.
-            assert!((f64::from(*count) / 20_000.0 - p).abs() < 5.0 * (p * (1.0 - p) / 20_000.0).sqrt());
+            assert!(
+                (f64::from(*count) / 20_000.0 - p).abs() < 5.0 * (p * (1.0 - p) / 20_000.0).sqrt()
+            );
         }
         assert_eq!(counts[3], 0);
     }

@@ -82,7 +82,12 @@ fn held_out_items(early_stop: &EarlyStop, items: usize) -> usize {
     if !early_stop.enabled || items < 2 {
         return 0;
     }
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a share of a count")]
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share of a count"
+    )]
     let share = (early_stop.held_out * items as f64).ceil() as usize;
     share.clamp(1, items - 1)
 }
@@ -119,7 +124,11 @@ impl Trainee {
     ///
     /// # Errors
     /// No example, or a shape the sites do not have.
-    pub fn new(job: Job, sites: &SiteList, rules: PackRules) -> std::result::Result<(Self, Vec<f32>), String> {
+    pub fn new(
+        job: Job,
+        sites: &SiteList,
+        rules: PackRules,
+    ) -> std::result::Result<(Self, Vec<f32>), String> {
         if let Some(reason) = job.unusable {
             return Err(reason);
         }
@@ -131,14 +140,21 @@ impl Trainee {
         let mut params = vec![0.0; sites.params(lora_rank)];
         match &job.start {
             Some(start) if start.len() == params.len() => params.copy_from_slice(start),
-            Some(start) => return Err(format!("its adapter has {} parameters, not {}", start.len(), params.len())),
+            Some(start) => {
+                return Err(format!(
+                    "its adapter has {} parameters, not {}",
+                    start.len(),
+                    params.len()
+                ));
+            }
             None => initialise(sites, lora_rank, key, &mut params).map_err(|e| e.to_string())?,
         }
         let n = job.examples.len();
         let num_train = n - held_out_items(&job.recipe.early_stop, n);
-        let total_steps =
-            steps_per_user(num_train, job.recipe.batch_size, job.recipe.epochs).map_err(|e| e.to_string())?;
-        let num_train = u32::try_from(num_train).map_err(|_| "its history has too many items".to_owned())?;
+        let total_steps = steps_per_user(num_train, job.recipe.batch_size, job.recipe.epochs)
+            .map_err(|e| e.to_string())?;
+        let num_train =
+            u32::try_from(num_train).map_err(|_| "its history has too many items".to_owned())?;
         let mut trainee = Self {
             job,
             rules,
@@ -182,7 +198,8 @@ impl Trainee {
 
     /// Learning rate of the last finished step.
     pub fn last_rate(&self) -> f32 {
-        super::recipe::update(&self.job.recipe, self.steps.saturating_sub(1), self.total_steps).learning_rate
+        super::recipe::update(&self.job.recipe, self.steps.saturating_sub(1), self.total_steps)
+            .learning_rate
     }
 
     fn start_epoch(&mut self) {
@@ -277,7 +294,11 @@ impl Trainee {
 
     /// Takes the step's gradient norm; the step's loss, a mean over its supervised tokens.
     pub fn step_done(&mut self, norm: f32) -> f32 {
-        #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "a mean of f32 losses")]
+        #[expect(
+            clippy::cast_precision_loss,
+            clippy::cast_possible_truncation,
+            reason = "a mean of f32 losses"
+        )]
         let loss = (self.loss_sum / self.supervised as f64) as f32;
         self.steps += 1;
         self.last_loss = loss;
@@ -302,8 +323,12 @@ impl Trainee {
 
     /// Whether an epoch just ended and held-out examples wait.
     pub fn wants_held_out_check(&self) -> bool {
-        let at_end = self.epoch > 0 && (self.batch == 0 || self.epoch == self.job.recipe.epochs) && !self.checked;
-        self.job.recipe.early_stop.enabled && (self.num_train as usize) < self.job.examples.len() && at_end
+        let at_end = self.epoch > 0
+            && (self.batch == 0 || self.epoch == self.job.recipe.epochs)
+            && !self.checked;
+        self.job.recipe.early_stop.enabled
+            && (self.num_train as usize) < self.job.examples.len()
+            && at_end
     }
 
     /// Keeps the best parameters; stops after `patience` epochs without a better loss.
@@ -313,7 +338,10 @@ impl Trainee {
             Some(best) if loss >= best.loss || loss.is_nan() => best.epochs_since += 1,
             best => *best = Some(Best { loss, params, steps: self.steps, epochs_since: 0 }),
         }
-        self.stopped = self.best.as_ref().is_some_and(|b| b.epochs_since >= self.job.recipe.early_stop.patience);
+        self.stopped = self
+            .best
+            .as_ref()
+            .is_some_and(|b| b.epochs_since >= self.job.recipe.early_stop.patience);
     }
 
     /// Whether the last epoch is over, or the user stopped early.
@@ -332,7 +360,11 @@ impl Trainee {
         let held_out_loss = best.as_ref().map(|b| b.loss);
         let (params, steps) = best.map_or((params, self.steps), |b| (b.params, b.steps));
         if params.iter().any(|p| !p.is_finite()) {
-            return Outcome::quarantined(self.job.user.clone(), self.steps, "its adapter is not finite".into());
+            return Outcome::quarantined(
+                self.job.user.clone(),
+                self.steps,
+                "its adapter is not finite".into(),
+            );
         }
         Outcome::Trained {
             user: self.job.user.clone(),

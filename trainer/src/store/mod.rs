@@ -28,7 +28,7 @@ pub use archive::Store;
 pub use error::{Error, Result};
 pub use forget::{Forgotten, forget, forget_in};
 pub use fs::write_atomic;
-pub use manifest::Manifest;
 pub use index::{Entry, Status};
+pub use manifest::Manifest;
 pub use verify::{Problem, Report, verify, verify_in};
 pub use writer::{Commit, Options, Outcome, Writer};

@@ -31,7 +31,9 @@ pub(crate) struct Case {
 
 pub(crate) fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
-    a.iter().zip(b).fold(0.0, |m, (x, y)| if (x - y).is_nan() { f32::INFINITY } else { m.max((x - y).abs()) })
+    a.iter()
+        .zip(b)
+        .fold(0.0, |m, (x, y)| if (x - y).is_nan() { f32::INFINITY } else { m.max((x - y).abs()) })
 }
 
 fn floats(bytes: &[u8]) -> Vec<f32> {
@@ -56,8 +58,10 @@ impl Case {
         let cache = tempfile::tempdir().unwrap();
         let base_folder = cache.path().join("base");
         std::fs::create_dir(&base_folder).unwrap();
-        std::fs::copy(folder.join(spelling).join("config.json"), base_folder.join("config.json")).unwrap();
-        std::fs::copy(folder.join("base/model.safetensors"), base_folder.join("model.safetensors")).unwrap();
+        std::fs::copy(folder.join(spelling).join("config.json"), base_folder.join("config.json"))
+            .unwrap();
+        std::fs::copy(folder.join("base/model.safetensors"), base_folder.join("model.safetensors"))
+            .unwrap();
         let source = trainer::model::weights::open(&base_folder).unwrap();
         let base = MappedBase::load(&Cpu, source.as_ref(), &cache.path().join("prepared")).unwrap();
         let config = json("adapter/adapter_config.json");
@@ -88,7 +92,9 @@ impl Case {
         let bytes = std::fs::read(folder.join("adapter/adapter_model.safetensors")).unwrap();
         let tensors = SafeTensors::deserialize(&bytes).unwrap();
         let mut adapter = case.adapter.clone();
-        case.for_each_tensor(|key, range| adapter[range].copy_from_slice(&floats(tensors.tensor(key).unwrap().data())));
+        case.for_each_tensor(|key, range| {
+            adapter[range].copy_from_slice(&floats(tensors.tensor(key).unwrap().data()))
+        });
         case.adapter = adapter;
         case
     }
@@ -122,12 +128,17 @@ impl Case {
     }
 
     pub(crate) fn pieces(&self, batch: usize) -> Vec<Piece<'_>> {
-        let piece = |&i: &usize| Piece::supervised(&self.examples[i].tokens, self.examples[i].prompt_len);
+        let piece =
+            |&i: &usize| Piece::supervised(&self.examples[i].tokens, self.examples[i].prompt_len);
         self.batches[batch].iter().map(piece).collect()
     }
 
     /// The case's ten batches, step by step: losses, norms, the adapter at the end.
-    pub(crate) fn train(&self, engine: &mut Engine<'_, Cpu>, share_prefixes: bool) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    pub(crate) fn train(
+        &self,
+        engine: &mut Engine<'_, Cpu>,
+        share_prefixes: bool,
+    ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
         let slot = engine.slabs.take().unwrap();
         engine.load(slot, &self.adapter).unwrap();
         let (mut losses, mut norms) = (Vec::new(), Vec::new());
@@ -143,8 +154,19 @@ impl Case {
         (losses, norms, adapter)
     }
 
-    #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "small counts, a mean of f32")]
-    fn step(&self, engine: &mut Engine<'_, Cpu>, share: bool, pieces: &[Piece<'_>], step: u32, rate: f32) -> (f32, f32) {
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        reason = "small counts, a mean of f32"
+    )]
+    fn step(
+        &self,
+        engine: &mut Engine<'_, Cpu>,
+        share: bool,
+        pieces: &[Piece<'_>],
+        step: u32,
+        rate: f32,
+    ) -> (f32, f32) {
         let slot = trainer::ids::Slot(0);
         let supervised: usize = pieces.iter().map(|p| p.targets.len()).sum();
         let mut packer = Packer::new(share);
@@ -169,11 +191,14 @@ impl Case {
 
     /// Ten steps on all examples at once, without the stage.
     pub(crate) fn train_whole(&self, net: &Network<Cpu>, recipe: &Recipe) -> Vec<f32> {
-        let size = trainer::model::activations::StepSize { rows: 256, stored_blocks: 9, backward: true };
-        let mut engine = Engine::new(net, &self.sites, size, (1, self.lora.lora_rank as usize)).unwrap();
+        let size =
+            trainer::model::activations::StepSize { rows: 256, stored_blocks: 9, backward: true };
+        let mut engine =
+            Engine::new(net, &self.sites, size, (1, self.lora.lora_rank as usize)).unwrap();
         let slot = engine.slabs.take().unwrap();
         engine.load(slot, &self.adapter).unwrap();
-        let pieces: Vec<_> = self.examples.iter().map(|e| Piece::supervised(&e.tokens, e.prompt_len)).collect();
+        let pieces: Vec<_> =
+            self.examples.iter().map(|e| Piece::supervised(&e.tokens, e.prompt_len)).collect();
         for s in 0..recipe.epochs {
             #[expect(clippy::cast_possible_truncation, reason = "a rate rounded once")]
             let rate = if s == 0 { 0.0 } else { (0.01 * f64::from(10 - s) / 9.0) as f32 };
@@ -185,7 +210,12 @@ impl Case {
     }
 
     /// The same through the individual stage, beside two other users.
-    pub(crate) fn train_staged(&self, engine: &mut Engine<'_, Cpu>, recipe: &Recipe, stop: &AtomicBool) -> Vec<f32> {
+    pub(crate) fn train_staged(
+        &self,
+        engine: &mut Engine<'_, Cpu>,
+        recipe: &Recipe,
+        stop: &AtomicBool,
+    ) -> Vec<f32> {
         let job = |user: &str, examples: &[Example]| Job {
             user: UserId::new(user),
             examples: examples.to_vec(),
@@ -195,10 +225,15 @@ impl Case {
             seed: 1,
             start: Some(self.adapter.clone()),
         };
-        let jobs = [job("a", &self.examples[..3]), job("golden", &self.examples), job("z", &self.examples[5..])];
+        let jobs = [
+            job("a", &self.examples[..3]),
+            job("golden", &self.examples),
+            job("z", &self.examples[5..]),
+        ];
         let mut kept = Kept(Vec::new());
         let rules = PackRules { chunk_rows: 200, share_prefixes: true };
-        trainer::stage::individual::run(engine, rules, &mut jobs.into_iter(), &mut kept, stop).unwrap();
+        trainer::stage::individual::run(engine, rules, &mut jobs.into_iter(), &mut kept, stop)
+            .unwrap();
         kept.0
     }
 }

@@ -31,22 +31,38 @@ fn size(stored_blocks: usize) -> StepSize {
     StepSize { rows: 256, stored_blocks, backward: true }
 }
 
-fn logits(case: &Case, net: &Network<Cpu>, with_adapter: bool, share_prefixes: bool) -> Vec<Vec<f32>> {
-    let mut engine = Engine::new(net, &case.sites, size(0), (1, case.lora.lora_rank as usize)).unwrap();
+fn logits(
+    case: &Case,
+    net: &Network<Cpu>,
+    with_adapter: bool,
+    share_prefixes: bool,
+) -> Vec<Vec<f32>> {
+    let mut engine =
+        Engine::new(net, &case.sites, size(0), (1, case.lora.lora_rank as usize)).unwrap();
     engine.slabs.take().unwrap();
     engine.load(Slot(0), &case.adapter).unwrap();
     let mut params = vec![0.0; case.adapter.len()];
     engine.read(Slot(0), &mut params).unwrap();
     let params = kernels::cpu::CpuBuf::from(params);
     let segment = case.segment(engine.segment(Slot(0), Slot(0)));
-    let pieces: Vec<Piece<'_>> =
-        case.examples.iter().map(|e| Piece { rows: &e.tokens, first_output: 0, targets: &[] }).collect();
+    let pieces: Vec<Piece<'_>> = case
+        .examples
+        .iter()
+        .map(|e| Piece { rows: &e.tokens, first_output: 0, targets: &[] })
+        .collect();
     let mut packer = Packer::new(share_prefixes);
-    packer.add(&Share { adapter: with_adapter.then_some(segment), pieces: &pieces, weight: 0.0, first_token: 0 });
+    packer.add(&Share {
+        adapter: with_adapter.then_some(segment),
+        pieces: &pieces,
+        weight: 0.0,
+        first_token: 0,
+    });
     packer.batch().check(net.spec().vocab, net.max_positions()).unwrap();
     let mut predictor = Predictor::new(net, 256, 0).unwrap();
     let mut rows = Vec::new();
-    predictor.prefill(net, (packer.batch(), &[]), &params, &mut |_, l| rows.push(l.to_vec())).unwrap();
+    predictor
+        .prefill(net, (packer.batch(), &[]), &params, &mut |_, l| rows.push(l.to_vec()))
+        .unwrap();
     let mut rows = rows.into_iter();
     case.examples.iter().map(|e| rows.by_ref().take(e.tokens.len()).flatten().collect()).collect()
 }
@@ -72,7 +88,10 @@ fn both_spellings_of_the_config_are_one_model() {
     for name in CASES {
         let case = Case::open(name);
         let v4 = Case::open_spelled(name, "base_v4");
-        let (ours, theirs) = (logits(&case, &case.network(), false, false), logits(&case, &v4.network(), false, false));
+        let (ours, theirs) = (
+            logits(&case, &case.network(), false, false),
+            logits(&case, &v4.network(), false, false),
+        );
         assert_eq!(ours, theirs, "{name}");
     }
 }
@@ -84,7 +103,13 @@ fn loss_and_every_gradient_in_every_layout() {
         let net = case.network();
         for (share_prefixes, stored_blocks) in LAYOUTS {
             let at = format!("{name}, shared prefixes {share_prefixes}, {stored_blocks} stored");
-            let mut engine = Engine::new(&net, &case.sites, size(stored_blocks), (1, case.lora.lora_rank as usize)).unwrap();
+            let mut engine = Engine::new(
+                &net,
+                &case.sites,
+                size(stored_blocks),
+                (1, case.lora.lora_rank as usize),
+            )
+            .unwrap();
             let slot = engine.slabs.take().unwrap();
             engine.load(slot, &case.adapter).unwrap();
             let pieces = case.pieces(0);
@@ -95,7 +120,8 @@ fn loss_and_every_gradient_in_every_layout() {
             let weight = 1.0 / supervised as f32;
             packer.add(&Share { adapter, pieces: &pieces, weight, first_token: 0 });
             let losses = engine.train(&packer).unwrap();
-            let loss: f64 = losses.iter().map(|&l| f64::from(l)).sum::<f64>() / f64::from(u32::try_from(supervised).unwrap());
+            let loss: f64 = losses.iter().map(|&l| f64::from(l)).sum::<f64>()
+                / f64::from(u32::try_from(supervised).unwrap());
             let expected = f64::from(case.expected("loss")[0]);
             assert!((loss - expected).abs() < 4e-6, "{at}: loss {loss}, expected {expected}");
             let mut gradient = vec![0.0; case.adapter.len()];
@@ -104,7 +130,10 @@ fn loss_and_every_gradient_in_every_layout() {
                 let theirs = case.expected(&format!("grad.{key}"));
                 let scale = theirs.iter().fold(0f32, |m, x| m.max(x.abs()));
                 let difference = largest_difference(&gradient[range], &theirs) / scale;
-                assert!(difference < 1e-5, "{at}: gradient of {key} off by {difference} of its largest");
+                assert!(
+                    difference < 1e-5,
+                    "{at}: gradient of {key} off by {difference} of its largest"
+                );
             });
         }
     }
@@ -116,13 +145,26 @@ fn ten_steps_of_adamw() {
         let case = Case::open(name);
         let net = case.network();
         for (share_prefixes, stored_blocks) in LAYOUTS {
-            let mut engine = Engine::new(&net, &case.sites, size(stored_blocks), (1, case.lora.lora_rank as usize)).unwrap();
+            let mut engine = Engine::new(
+                &net,
+                &case.sites,
+                size(stored_blocks),
+                (1, case.lora.lora_rank as usize),
+            )
+            .unwrap();
             let (losses, norms, adapter) = case.train(&mut engine, share_prefixes);
             let at = format!("{name}, shared prefixes {share_prefixes}, {stored_blocks} stored");
-            assert!(largest_difference(&losses, &case.expected("losses")) < 1e-5, "{at}: losses {losses:?}");
-            assert!(largest_difference(&norms, &case.expected("grad_norms")) < 5e-5, "{at}: norms {norms:?}");
+            assert!(
+                largest_difference(&losses, &case.expected("losses")) < 1e-5,
+                "{at}: losses {losses:?}"
+            );
+            assert!(
+                largest_difference(&norms, &case.expected("grad_norms")) < 5e-5,
+                "{at}: norms {norms:?}"
+            );
             case.for_each_tensor(|key, range| {
-                let difference = largest_difference(&adapter[range], &case.expected(&format!("adapter.{key}")));
+                let difference =
+                    largest_difference(&adapter[range], &case.expected(&format!("adapter.{key}")));
                 assert!(difference < 1e-5, "{at}: {key} off by {difference} after ten steps");
             });
         }
@@ -142,7 +184,8 @@ fn greedy_continuations_through_the_cache() {
             adapter: Some((case.lora.clone(), case.adapter.clone())),
             prompts: case.examples.iter().map(|e| e.tokens[..e.prompt_len].to_vec()).collect(),
         };
-        let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, max_new_tokens: 8, seed: 0 };
+        let sampling =
+            Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, max_new_tokens: 8, seed: 0 };
         let answers = oracle.generate(&[asker], &sampling, &[]).unwrap();
         for (i, answer) in answers[0].iter().enumerate() {
             let expected: Vec<u32> = case.expected_ids(&format!("greedy.{i}"));
@@ -176,7 +219,8 @@ fn the_individual_stage_makes_the_same_adapter() {
             early_stop: EarlyStop { enabled: false, held_out: 0.1, patience: 1 },
         };
         let plain = case.train_whole(&net, &recipe);
-        let mut engine = Engine::new(&net, &case.sites, size(0), (3, case.lora.lora_rank as usize)).unwrap();
+        let mut engine =
+            Engine::new(&net, &case.sites, size(0), (3, case.lora.lora_rank as usize)).unwrap();
         let staged = case.train_staged(&mut engine, &recipe, &AtomicBool::new(false));
         assert!(largest_difference(&plain, &staged) < 1e-5, "{name}");
     }
