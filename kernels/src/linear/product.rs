@@ -276,6 +276,7 @@ mod tests {
                     let product = Product {
                         x: rows_of_x,
                         w: &w,
+                        pitch: k,
                         rows,
                         k,
                         n,
@@ -306,6 +307,7 @@ mod tests {
         let product = Product {
             x: Rows { data: &x, start: 0, stride: k },
             w: &w,
+            pitch: k,
             rows,
             k,
             n,
