@@ -21,6 +21,17 @@ fn number(name: &str) -> Option<usize> {
     std::env::var(name).ok()?.trim().parse().ok()
 }
 
+/// Whether the MPI launcher bound this rank to processors of its own: it may use others than its parent,
+/// the launcher's daemon, may.
+fn bound_to_own_processors() -> bool {
+    let allowed = |process: &str| -> Option<String> {
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+        status.lines().find(|l| l.starts_with("Cpus_allowed_list:")).map(str::to_owned)
+    };
+    let parent = allowed(&std::os::unix::process::parent_id().to_string());
+    parent.is_some() && parent != allowed("self")
+}
+
 impl Env {
     pub(crate) fn read() -> Self {
         let home = std::env::var("HOME").map_or_else(|_| PathBuf::from("."), PathBuf::from);
@@ -33,10 +44,12 @@ impl Env {
             .or_else(|| number("MPI_LOCALNRANKS"))
             .unwrap_or(1)
             .max(1);
+        // Ranks that are not bound share the node's processors.
+        let share = if bound_to_own_processors() { available } else { available / ranks_on_node };
         Self {
             cache,
             started_by_mpi: mpi.iter().any(|name| std::env::var_os(name).is_some()),
-            processors: per_task.unwrap_or((available / ranks_on_node).max(1)),
+            processors: per_task.unwrap_or(share.max(1)),
             ranks_on_node,
         }
     }

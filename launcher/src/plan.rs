@@ -114,101 +114,69 @@ pub(crate) fn gigabytes(bytes: usize) -> f64 {
     bytes as f64 / 1e9
 }
 
+/// Work of the individual stage, counted from the users' own examples.
+#[derive(Debug, Default)]
+struct Work {
+    items: usize,
+    steps: u64,
+    tokens: u64,
+    unusable: usize,
+}
+
+fn count(session: &Session) -> anyhow::Result<Work> {
+    let mut work = Work::default();
+    for record in session.data.users() {
+        let record = record?;
+        let recipe = session.config.individual.training_of(&record.id);
+        let Ok(examples) = session.examples(&record) else {
+            work.unusable += 1;
+            continue;
+        };
+        let epochs = u64::from(recipe.epochs);
+        work.items += examples.len();
+        work.steps += examples.len().div_ceil(recipe.batch_size as usize) as u64 * epochs;
+        work.tokens += examples.iter().map(|e| e.tokens.len() as u64).sum::<u64>() * epochs;
+    }
+    Ok(work)
+}
+
 /// What the run would do, on standard output of rank 0.
 pub(crate) fn print_plan(session: &Session, comm: &dyn Communicator) -> anyhow::Result<Exit> {
     if comm.rank() > 0 {
         return Ok(Exit::Done);
     }
-    let (config, index) = (&session.config, session.index());
-    let (mut tokens, mut steps, mut items, mut unusable) = (0u64, 0u64, 0usize, 0usize);
-    for record in session.data.users() {
-        let record = record?;
-        let recipe = config.individual.training_of(&record.id);
-        match session.examples(&record) {
-            Ok(examples) => {
-                let epochs = u64::from(recipe.epochs);
-                items += examples.len();
-                steps += examples.len().div_ceil(recipe.batch_size as usize) as u64 * epochs;
-                tokens += examples.iter().map(|e| e.tokens.len() as u64).sum::<u64>() * epochs;
-            }
-            Err(_) => unusable += 1,
-        }
-    }
+    let (config, index, spec) = (&session.config, session.index(), session.base.spec());
+    let work = count(session)?;
     let users = index.personal.len();
     let mine = users.div_ceil(comm.size());
-    let layers = session.base.spec().layers;
-    let net = Network::new(
-        Cpu,
-        &session.base,
-        &session.sites.by_layer(layers),
-        config.prompt.max_length.min(session.base.spec().max_positions),
-    )?;
+    let positions = config.prompt.max_length.min(spec.max_positions);
+    let net = Network::new(Cpu, &session.base, &session.sites.by_layer(spec.layers), positions)?;
     let bounds = Bounds::of(session, mine);
-    let sizes = choose(&net, bounds)
-        .input("raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens")?;
+    let hint = "raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens";
+    let sizes = choose(&net, bounds).input(hint)?;
     let base = session.base.describe();
-    let line = |name: &str, value: String| print(&format!("{name:<22} {value}"));
-    line(
-        "base",
-        format!(
-            "{} parameters, {} in block products, {:.2} GB mapped, shared by the ranks of a node",
-            base.parameters,
-            base.block_matmul_parameters,
-            gigabytes(session.base.mapped_bytes())
-        ),
-    );
-    line(
-        "users",
-        format!(
-            "{users} to personalise ({unusable} unusable, {} put aside), {} in the population",
-            index.quarantined.len(),
-            index.population.len()
-        ),
-    );
-    line(
-        "examples",
-        format!(
-            "{items} history items, {} queries",
-            index.personal.iter().map(|u| u.num_queries).sum::<usize>()
-        ),
-    );
-    line(
-        "individual stage",
-        format!("{steps} optimiser steps, {tokens} tokens (before shared prefixes)"),
-    );
-    line(
-        "adapter",
-        format!(
-            "{} parameters, {:.2} MB, {:.2} MB of state in flight",
-            bounds.adapter_params,
-            gigabytes(bounds.adapter_params * 4) * 1e3,
-            gigabytes(bounds.adapter_params * 16) * 1e3
-        ),
-    );
-    line(
-        "ranks",
-        format!(
-            "{} with {} threads, up to {mine} users each",
-            comm.size(),
-            rayon::current_num_threads()
-        ),
-    );
-    line(
-        "in flight, a rank",
-        format!(
-            "{} users, packs of {} rows, {} of {layers} blocks stored",
-            sizes.slots,
-            sizes.step.rows,
-            sizes.step.stored_blocks.min(layers)
-        ),
-    );
-    line(
-        "memory, a rank",
-        format!(
-            "{:.2} GB of buffers and adapters, budget {:.2} GB with the base",
-            gigabytes(sizes.bytes),
-            config.engine.memory_gb
-        ),
-    );
+    let queries: usize = index.personal.iter().map(|u| u.num_queries).sum();
+    let (mapped, adapter) = (gigabytes(session.base.mapped_bytes()), bounds.adapter_params);
+    let megabytes = |bytes: usize| gigabytes(bytes) * 1e3;
+    let Work { items, steps, tokens, unusable } = work;
+    let (aside, others) = (index.quarantined.len(), index.population.len());
+    let (parameters, products) = (base.parameters, base.block_matmul_parameters);
+    let (ranks, threads) = (comm.size(), rayon::current_num_threads());
+    let stored = sizes.step.stored_blocks.min(spec.layers);
+    let (slots, rows, layers) = (sizes.slots, sizes.step.rows, spec.layers);
+    let (state, size) = (megabytes(adapter * 16), megabytes(adapter * 4));
+    let (buffers, budget) = (gigabytes(sizes.bytes), config.engine.memory_gb);
+    print(&format!(
+        "base              {parameters} parameters, {products} in block products, \
+         {mapped:.2} GB mapped, shared by the ranks of a node\n\
+         users             {users} to personalise ({unusable} unusable, {aside} put aside), \
+         {others} in the population\n\
+         examples          {items} history items, {queries} queries\n\
+         individual stage  {steps} optimiser steps, {tokens} tokens before shared prefixes\n\
+         adapter           {adapter} parameters, {size:.2} MB, {state:.2} MB of state in flight\n\
+         ranks             {ranks} with {threads} threads, up to {mine} users each\n\
+         in flight         {slots} users a rank, packs of {rows} rows, {stored} of {layers} blocks stored\n\
+         memory            {buffers:.2} GB of buffers and adapters a rank; budget {budget:.2} GB with the base"
+    ));
     Ok(Exit::Done)
 }

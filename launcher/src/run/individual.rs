@@ -57,7 +57,7 @@ pub(super) fn run(run: &Run<'_>, base: &MappedBase) -> anyhow::Result<End> {
         sites: &session.sites,
         provenance: (base.hash().to_string(), session.config.result_hash()?.to_string()),
         writer,
-        progress: Progress::new("individual", users as u64, run.leads()),
+        progress: Progress::new("individual", my_steps(run, &mine), run.leads()),
         last_event: Instant::now(),
         tokens: 0,
         users,
@@ -104,6 +104,19 @@ fn my_users(run: &Run<'_>, before: &BTreeMap<UserKey, Entry>) -> anyhow::Result<
         .collect();
     let plan = plan(&costs, run.comm.size())?;
     Ok(plan.by_rank[run.comm.rank()].iter().map(|&i| todo[i]).collect())
+}
+
+/// Optimiser steps of these users, without early stops.
+fn my_steps(run: &Run<'_>, users: &[usize]) -> u64 {
+    let index = &run.session.index().personal;
+    users
+        .iter()
+        .map(|&i| {
+            let recipe = run.session.config.individual.training_of(&index[i].id);
+            let steps = index[i].num_history.div_ceil(recipe.batch_size as usize);
+            steps as u64 * u64::from(recipe.epochs)
+        })
+        .sum()
 }
 
 /// A user's job; a user without usable examples gets one without examples, which the stage puts aside.
@@ -161,7 +174,8 @@ impl Watcher<'_> {
 impl Watch for Watcher<'_> {
     fn pack(&mut self, rows: usize, _: usize, in_flight: usize) {
         self.tokens += rows as u64;
-        self.progress.advance(0, rows as u64, &format!("{in_flight} in flight"));
+        let note = format!("users {}/{}, {in_flight} in flight", self.left, self.users);
+        self.progress.advance(0, rows as u64, &note);
         if self.last_event.elapsed().as_secs() >= 5 {
             self.last_event = Instant::now();
             let standing = Standing {
@@ -189,6 +203,7 @@ impl Watch for Watcher<'_> {
             learning_rate: f64::from(trainee.last_rate()),
         };
         emit(self.events, event);
+        self.progress.advance(1, 0, &format!("users {}/{}", self.left, self.users));
     }
 
     fn left(&mut self, outcome: Outcome) -> trainer::stage::Result<()> {
@@ -215,7 +230,6 @@ impl Watch for Watcher<'_> {
                 emit(self.events, Event::UserQuarantined { user, step: Step(steps), reason });
             }
         }
-        self.progress.advance(1, 0, "");
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use super::Result;
 use super::activations::{BlockActs, Gradients, LastActs, Scratch};
 use super::batch::DeviceLane;
 use super::network::Block;
-use super::pass::{In, Pass};
+use super::pass::{Acts, In, Pass};
 use super::sites::Part;
 use kernels::{Mat, MatMut, Ops, activation, attention, embedding};
 
@@ -25,8 +25,8 @@ impl<B: Ops> Pass<'_, B> {
     pub(super) fn qkv(
         &self,
         block: &Block<B>,
-        x: &B::Buf<B::Act>,
-        qkv: &mut B::Buf<B::Act>,
+        x: &Acts<B>,
+        qkv: &mut Acts<B>,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         let (d, lane) = (self.net.dims, &self.batch.full);
@@ -45,9 +45,9 @@ impl<B: Ops> Pass<'_, B> {
     pub(super) fn block(
         &self,
         block: &Block<B>,
-        x: &B::Buf<B::Act>,
+        x: &Acts<B>,
         acts: &mut BlockActs<B>,
-        output: &mut B::Buf<B::Act>,
+        output: &mut Acts<B>,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         let (d, lane) = (self.net.dims, &self.batch.full);
@@ -60,7 +60,7 @@ impl<B: Ops> Pass<'_, B> {
     pub(super) fn last_block(
         &self,
         block: &Block<B>,
-        x: &B::Buf<B::Act>,
+        x: &Acts<B>,
         last: &mut LastActs<B>,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
@@ -101,7 +101,7 @@ impl<B: Ops> Pass<'_, B> {
         lane: &DeviceLane<B>,
         (q, k, v): (In<'_, B>, In<'_, B>, In<'_, B>),
         k_rows: usize,
-        (out, lse): (&mut B::Buf<B::Act>, &mut B::Buf<f32>),
+        (out, lse): (&mut Acts<B>, &mut B::Buf<f32>),
     ) -> Result<()> {
         Ok(self.net.backend.attention_forward(attention::Forward {
             heads: self.net.heads,
@@ -151,7 +151,7 @@ impl<B: Ops> Pass<'_, B> {
         block: &Block<B>,
         (lane, x): (&DeviceLane<B>, In<'_, B>),
         acts: &mut BlockActs<B>,
-        output: &mut B::Buf<B::Act>,
+        output: &mut Acts<B>,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         let d = self.net.dims;
@@ -166,7 +166,7 @@ impl<B: Ops> Pass<'_, B> {
     pub(super) fn run_again(
         &self,
         block: &Block<B>,
-        x: &B::Buf<B::Act>,
+        x: &Acts<B>,
         acts: &mut BlockActs<B>,
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
@@ -177,26 +177,26 @@ impl<B: Ops> Pass<'_, B> {
     }
 
     /// Queries, keys and values as columns of one buffer.
-    pub(super) fn packed<'b>(&self, qkv: &'b B::Buf<B::Act>) -> (In<'b, B>, In<'b, B>, In<'b, B>) {
+    pub(super) fn packed<'b>(&self, qkv: &'b Acts<B>) -> (In<'b, B>, In<'b, B>, In<'b, B>) {
         let d = self.net.dims;
         (Mat::at(qkv, 0, d.qkv), Mat::at(qkv, d.q, d.qkv), Mat::at(qkv, d.q + d.kv, d.qkv))
     }
 
-    fn activate(&self, rows: usize, x: &B::Buf<B::Act>, h: &mut B::Buf<B::Act>) -> Result<()> {
+    fn activate(&self, rows: usize, x: &Acts<B>, h: &mut Acts<B>) -> Result<()> {
         let (kind, d) = (self.net.kind, self.net.dims);
         let (x, h, dim) = (Mat::new(x, d.mlp_in), MatMut::new(h, d.mlp), d.mlp);
         Ok(self.net.backend.activation_forward(activation::Forward { kind, x, h, rows, dim })?)
     }
 
     /// Output rows of `x`.
-    pub(super) fn gather(&self, x: &B::Buf<B::Act>, y: &mut B::Buf<B::Act>) -> Result<()> {
+    pub(super) fn gather(&self, x: &Acts<B>, y: &mut Acts<B>) -> Result<()> {
         let (dim, index, rows) =
             (self.net.dims.hidden, &self.batch.output_rows, self.batch.outputs.rows);
         let (x, y) = (Mat::new(x, dim), MatMut::new(y, dim));
         Ok(self.net.backend.gather(embedding::Gather { x, index, y, rows, dim })?)
     }
 
-    fn scatter(&self, x: &B::Buf<B::Act>, y: &mut B::Buf<B::Act>) -> Result<()> {
+    fn scatter(&self, x: &Acts<B>, y: &mut Acts<B>) -> Result<()> {
         let (dim, index, rows) =
             (self.net.dims.hidden, &self.batch.output_rows, self.batch.outputs.rows);
         let (x, y, accumulate) = (Mat::new(x, dim), MatMut::new(y, dim), true);
@@ -207,7 +207,7 @@ impl<B: Ops> Pass<'_, B> {
     pub(super) fn block_back(
         &self,
         block: &Block<B>,
-        (x, acts): (&B::Buf<B::Act>, &BlockActs<B>),
+        (x, acts): (&Acts<B>, &BlockActs<B>),
         g: &mut Gradients<B>,
         scratch: &mut Scratch<B>,
         (grads, reach): (&mut B::Buf<f32>, Reach),
@@ -221,7 +221,7 @@ impl<B: Ops> Pass<'_, B> {
             mlp_in,
             hidden,
         };
-        if !self.after_attention_back(block, lane, acts, buffers, scratch, (grads, reach))? {
+        if !self.after_attention_back(block, (lane, acts), buffers, scratch, (grads, reach))? {
             return Ok(());
         }
         let out = (&acts.attention, &acts.lse, &*attention);
@@ -267,7 +267,7 @@ impl<B: Ops> Pass<'_, B> {
     pub(super) fn last_block_back(
         &self,
         block: &Block<B>,
-        (x, last): (&B::Buf<B::Act>, &LastActs<B>),
+        (x, last): (&Acts<B>, &LastActs<B>),
         g: &mut Gradients<B>,
         scratch: &mut Scratch<B>,
         (grads, reach): (&mut B::Buf<f32>, Reach),
@@ -283,8 +283,7 @@ impl<B: Ops> Pass<'_, B> {
         };
         if !self.after_attention_back(
             block,
-            outputs,
-            &last.acts,
+            (outputs, &last.acts),
             buffers,
             scratch,
             (grads, reach),
@@ -343,8 +342,8 @@ impl<B: Ops> Pass<'_, B> {
     fn key_value_back(
         &self,
         block: &Block<B>,
-        dqkv: &B::Buf<B::Act>,
-        normed: &mut B::Buf<B::Act>,
+        dqkv: &Acts<B>,
+        normed: &mut Acts<B>,
         accumulate: bool,
     ) -> Result<()> {
         let (d, rows) = (self.net.dims, self.batch.full.rows);
@@ -368,8 +367,8 @@ impl<B: Ops> Pass<'_, B> {
         &self,
         lane: &DeviceLane<B>,
         (q, k, v): (In<'_, B>, In<'_, B>, In<'_, B>),
-        (out, lse, dout): (&B::Buf<B::Act>, &B::Buf<f32>, &B::Buf<B::Act>),
-        (dq, dqkv): (&mut B::Buf<B::Act>, &mut B::Buf<B::Act>),
+        (out, lse, dout): (&Acts<B>, &B::Buf<f32>, &Acts<B>),
+        (dq, dqkv): (&mut Acts<B>, &mut Acts<B>),
     ) -> Result<()> {
         let d = self.net.dims;
         Ok(self.net.backend.attention_backward(attention::Backward {
@@ -398,8 +397,7 @@ impl<B: Ops> Pass<'_, B> {
     fn after_attention_back(
         &self,
         block: &Block<B>,
-        lane: &DeviceLane<B>,
-        acts: &BlockActs<B>,
+        (lane, acts): (&DeviceLane<B>, &BlockActs<B>),
         g: MlpGradients<'_, B>,
         scratch: &mut Scratch<B>,
         (grads, reach): (&mut B::Buf<f32>, Reach),
@@ -471,9 +469,9 @@ impl<B: Ops> Pass<'_, B> {
 /// Gradient buffers of the part after attention.
 #[derive(Debug)]
 struct MlpGradients<'a, B: kernels::Backend> {
-    stream: &'a mut B::Buf<B::Act>,
-    normed: &'a mut B::Buf<B::Act>,
-    attention: &'a mut B::Buf<B::Act>,
-    mlp_in: &'a mut B::Buf<B::Act>,
-    hidden: &'a mut B::Buf<B::Act>,
+    stream: &'a mut Acts<B>,
+    normed: &'a mut Acts<B>,
+    attention: &'a mut Acts<B>,
+    mlp_in: &'a mut Acts<B>,
+    hidden: &'a mut Acts<B>,
 }

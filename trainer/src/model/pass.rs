@@ -6,10 +6,12 @@ use super::network::{Network, NormWeights, Product};
 use kernels::lora::SiteOutput;
 use kernels::{Mat, MatMut, Ops, linear, lora, norm, rope};
 
+/// A buffer of activations.
+pub(super) type Acts<B> = <B as kernels::Backend>::Buf<<B as kernels::Backend>::Act>;
 /// A read-only window of activations.
-pub(super) type In<'a, B> = Mat<'a, <B as kernels::Backend>::Buf<<B as kernels::Backend>::Act>>;
+pub(super) type In<'a, B> = Mat<'a, Acts<B>>;
 /// A writable window of activations.
-pub(super) type Out<'a, B> = MatMut<'a, <B as kernels::Backend>::Buf<<B as kernels::Backend>::Act>>;
+pub(super) type Out<'a, B> = MatMut<'a, Acts<B>>;
 
 /// What a pass over one batch reads.
 #[derive(Debug)]
