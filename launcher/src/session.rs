@@ -142,6 +142,15 @@ impl Session {
         (good, bad)
     }
 
+    /// Hash of what can change results: the config's, and the template's words, which may lie in a file of
+    /// their own.
+    pub(crate) fn result_hash(&self) -> anyhow::Result<String> {
+        let template = serde_json::to_string(self.task.template())?;
+        let mut hasher = blake3::Hasher::new_derive_key("myriad 2026 results");
+        hasher.update(&self.config.result_hash()?.0).update(template.as_bytes());
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
     /// What the run is made of, for resume and for the reader of the folder.
     pub(crate) fn manifest(&self, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Manifest> {
         let environment = BTreeMap::from([
@@ -154,10 +163,11 @@ impl Session {
         let config: toml::Table = self.config.to_toml()?.parse()?;
         let mut binding = json!(config);
         remove_placement(&mut binding);
+        binding["template"] = json!(self.task.template());
         Ok(Manifest {
             format_version: trainer::store::manifest::FORMAT_VERSION,
             run_id: self.config.run.name.clone(),
-            config_hash: self.config.result_hash()?.to_string(),
+            config_hash: self.result_hash()?,
             config: binding,
             base_hash: self.base.hash().to_string(),
             merged_hash: None,

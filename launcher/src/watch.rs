@@ -48,7 +48,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_position(self.done);
             bar.set_message(format!("{:.0} tokens/s {note}", self.tokens_per_s()));
-        } else if self.lines && self.last_line.elapsed() >= LINE_EVERY {
+        } else if self.lines && self.done < self.total && self.last_line.elapsed() >= LINE_EVERY {
             self.last_line = Instant::now();
             self.line();
         }
@@ -71,6 +71,7 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+        self.note.clear();
         if self.bar.is_some() || self.lines {
             self.line();
         }

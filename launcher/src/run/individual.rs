@@ -55,7 +55,7 @@ pub(super) fn run(run: &Run<'_>, base: &MappedBase) -> anyhow::Result<End> {
     let mut watch = Watcher {
         events: run.events,
         sites: &session.sites,
-        provenance: (base.hash().to_string(), session.config.result_hash()?.to_string()),
+        provenance: (base.hash().to_string(), session.result_hash()?),
         writer,
         progress: Progress::new("individual", my_steps(run, &mine), run.leads()),
         last_event: Instant::now(),

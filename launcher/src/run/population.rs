@@ -154,7 +154,7 @@ fn commit(
 ) -> anyhow::Result<()> {
     let provenance = Provenance {
         base_hash: run.session.base.hash().to_string(),
-        config_hash: run.session.config.result_hash()?.to_string(),
+        config_hash: run.session.result_hash()?,
         steps: 0,
         final_loss: None,
     };

@@ -1,18 +1,19 @@
 //! GGUF files of the `llama` architecture, dequantised by candle-core.
 //!
 //! Owns llama.cpp's names and its order of the rows of q and k. `gguf_header` checks the file first; candle runs
-//! under `catch_unwind` all the same. Start reading at [`Gguf::open`].
+//! with its panics contained all the same. Start reading at [`Gguf::open`].
 
 use super::error::{Error, Result};
 use super::gguf_header;
 use super::spec::{BaseSpec, Family, Norm, Rope, RopeScaling, TensorSpec};
 use super::weights::WeightSource;
+use crate::comm::contain_panic;
 use candle_core::Device;
 use candle_core::quantized::gguf_file::{Content, Value};
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::BufReader;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 
 /// A checked GGUF file.
@@ -156,7 +157,7 @@ fn dequantise(path: &Path, content: &Content, name: &str) -> Result<Vec<f32>> {
 }
 
 fn guard<T>(path: &Path, read: impl FnOnce() -> candle_core::Result<T>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(read)) {
+    match contain_panic(AssertUnwindSafe(read)) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(Error::format(path, error.to_string())),
         Err(_) => Err(Error::format(path, "the reader failed on a malformed file")),

@@ -8,10 +8,11 @@ use super::error::{Error, Result};
 use super::gguf::open_content;
 use super::mapped;
 use super::spec::BaseSpec;
+use crate::comm::contain_panic;
 use crate::prompt::{Tokenize, TokenizeError};
 use candle_core::quantized::gguf_file::{Content, Value};
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::models::bpe::{BPE, Vocab};
@@ -117,7 +118,7 @@ impl Tokenizer {
 }
 
 fn guard<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
-    match catch_unwind(AssertUnwindSafe(call)) {
+    match contain_panic(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|e| Error::Tokenizer { what: e.to_string() }),
         Err(_) => {
             Err(Error::Tokenizer { what: "the tokenizer failed; its file is malformed".to_owned() })
