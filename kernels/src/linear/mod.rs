@@ -1,7 +1,7 @@
 //! Frozen products: `Y = X·W + b + residual` and `dX = dY·Wᵀ`. No gradient of `W` exists.
 //!
 //! Row invariance: the bits of a result row depend only on that row of the input and on `W`, never on
-//! the number of rows, on the other rows, or on threads (`DESIGN.md` section 4, `practice.md` finding 2).
+//! the number of rows, on the other rows, or on threads (`docs/design.md` section 4).
 
 use crate::backend::{Backend, Mat, MatMut};
 use crate::error::{Result, check_eq, check_len};

@@ -1,4 +1,4 @@
-//! One block, forward and backward, as in the picture of `DESIGN.md` section 2.
+//! One block, forward and backward, as in the picture of `docs/design.md` section 2.
 //!
 //! `norm -> q,k,v + LoRA -> rope -> attention -> o + LoRA -> norm -> MLP + LoRA`. In the last block only
 //! keys and values see all rows; queries, attention output, `o` and the MLP see the output rows.

@@ -3,7 +3,7 @@
 //! Reads like the picture: admit users to free slots; pack the due micro-batches; step; AdamW on the
 //! users whose micro-batch is complete; finished users leave to the caller's commit. Nothing here
 //! depends on which users are in flight together, so the bytes of an adapter are the same alone and
-//! among thousands (`DESIGN.md` section 4, invariant 1).
+//! among thousands (`docs/design.md` section 4, invariant 1).
 
 use super::engine::Engine;
 use super::trainee::{Job, Outcome, Trainee};
