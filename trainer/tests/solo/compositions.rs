@@ -55,7 +55,8 @@ fn compositions(all: &[Job]) -> Vec<(Vec<Job>, Composition)> {
 fn everybody_alike(name: &'static str) {
     let (world, reference) = (World::open(name), alone(name));
     let list = compositions(&jobs(&world, EVERYBODY));
-    let (a, mut hashes) = (UserId::new("A"), BTreeSet::from([reference[&UserId::new("A")].clone()]));
+    let (a, mut hashes) =
+        (UserId::new("A"), BTreeSet::from([reference[&UserId::new("A")].clone()]));
     for (jobs, c) in &list {
         let records = world.train(jobs, c);
         assert_eq!(records.len(), jobs.len());
@@ -91,7 +92,8 @@ fn the_data_of_others_does_not_matter() {
                 other.recipe.epochs = 1 + draw(at, 3, 3);
             }
             jobs.rotate_left(round as usize * 4);
-            let mut records = world.train(&jobs, &Composition { slots: 5, rows: 200, ..Composition::WIDE });
+            let mut records =
+                world.train(&jobs, &Composition { slots: 5, rows: 200, ..Composition::WIDE });
             let others: Vec<_> = differing(&records, reference);
             assert_eq!(others.len(), 11, "{name}: the others' data were to change");
             records.retain(|user, _| user.as_str() == "A");
@@ -105,9 +107,10 @@ fn the_suite_tests_what_it_says() {
     for name in BASES {
         let (world, reference) = (World::open(name), alone(name));
         let a = job(&world, 0);
+        let batch = &a.examples[..a.recipe.batch_size as usize];
         let pieces: Vec<_> =
-            a.examples[..4].iter().map(|e| Piece::supervised(&e.tokens, e.prompt_len)).collect();
-        assert!(chunks(&pieces, RULES.chunk_rows, true).len() > 1, "A has no long micro-batch");
+            batch.iter().map(|e| Piece::supervised(&e.tokens, e.prompt_len)).collect();
+        assert!(chunks(&pieces, RULES.chunk_rows, true).len() > 2, "A has no long micro-batch");
         let shares = |share| trainer::pack::rows_of(&pieces, share);
         assert!(shares(true) < shares(false), "A has no prefix to share");
         assert!(reference.values().all(|r| matches!(r, Record::Done(_))), "{name}: {reference:?}");
@@ -127,4 +130,28 @@ fn seed_and_id_matter() {
     let records = world.train(&jobs, &Composition::WIDE);
     let differ: Vec<_> = differing(&records, reference);
     assert_eq!(differ, [UserId::new("A"), UserId::new("somebody else")]);
+}
+
+/// Stopped after some users, the rest trained by another run with other sizes: nobody's bytes tell.
+#[test]
+fn a_stop_and_a_second_run_do_not_matter() {
+    for name in BASES {
+        let (world, reference) = (World::open(name), alone(name));
+        let all = jobs(&world, 16);
+        for stop_after in [1, 5, 11] {
+            let first = world.stopped(
+                all.clone(),
+                &Composition { slots: 4, ..Composition::WIDE },
+                stop_after,
+            );
+            assert!((stop_after..16).contains(&first.len()), "{}", first.len());
+            let names: BTreeSet<UserId> = world.store(&[first.clone()]).into_keys().collect();
+            let rest: Vec<Job> = all.iter().filter(|j| !names.contains(&j.user)).cloned().collect();
+            let second =
+                world.outcomes(rest, &Composition { slots: 3, rows: 90, ..Composition::WIDE });
+            let records = world.store(&[first, second]);
+            assert_eq!(records.len(), all.len());
+            assert_eq!(differing(&records, reference), [], "{name}, stopped after {stop_after}");
+        }
+    }
 }

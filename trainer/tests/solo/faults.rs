@@ -230,7 +230,8 @@ fn a_shared_dropout_key_is_noticed_by_twins() {
         jobs[0].examples.truncate(1);
         jobs[0].lora.dropout = dropout;
         let n = world.sites.params(jobs[0].lora.lora_rank as usize);
-        let value = |i: u32| f32::from(u16::try_from(crate::users::draw(5, i, 99)).unwrap()) / 900.0;
+        let value =
+            |i: u32| f32::from(u16::try_from(crate::users::draw(5, i, 99)).unwrap()) / 900.0;
         jobs[0].start = Some((0..u32::try_from(n).unwrap()).map(value).collect());
         jobs.push(Job { user: UserId::new("twin"), ..jobs[0].clone() });
         jobs

@@ -30,12 +30,17 @@ fn troubles(world: &World) -> Vec<(&'static str, &'static str, Job)> {
         ("infinity", "loss", start(f32::INFINITY, 0)),
         ("finite, but too large", "loss", start(1e38, 0)),
         ("explodes on the way", "loss", explodes),
-        ("no supervised token", "loss NaN", Job {
-            examples: well.examples.iter().map(cut).collect(),
-            ..well.clone()
-        }),
+        (
+            "no supervised token",
+            "loss NaN",
+            Job { examples: well.examples.iter().map(cut).collect(), ..well.clone() },
+        ),
         ("empty history", "no usable item", Job { examples: Vec::new(), ..well.clone() }),
-        ("unusable", "line 3 is bad", Job { unusable: Some("line 3 is bad".into()), ..well.clone() }),
+        (
+            "unusable",
+            "line 3 is bad",
+            Job { unusable: Some("line 3 is bad".into()), ..well.clone() },
+        ),
         ("another's adapter", "parameters", Job { start: Some(vec![0.0; 3]), ..well.clone() }),
         ("no batch", "batch size", no_batch),
     ]
@@ -95,4 +100,24 @@ fn a_slot_forgets_its_last_user() {
     records.retain(|user, _| !user.as_str().starts_with(VICTIM));
     assert_eq!(records.len(), 6);
     assert_eq!(differing(&records, reference), []);
+}
+
+/// A user whose only step leads to finite parameters of 1e20: only the held-out loss tells.
+#[test]
+fn a_held_out_loss_that_is_not_finite_puts_aside() {
+    for name in BASES {
+        let (world, reference) = (World::open(name), alone(name));
+        let mut wild = Job { user: UserId::new(VICTIM), ..job(&world, 3) };
+        let recipe = &mut wild.recipe;
+        (recipe.learning_rate, recipe.warmup_ratio, recipe.epochs) = (1e20, 0.0, 1);
+        (recipe.batch_size, recipe.early_stop.enabled) = (64, true);
+        let mut all = jobs(&world, 4);
+        all.insert(1, wild);
+        let mut records = world.train(&all, &Composition::WIDE);
+        match records.remove(&UserId::new(VICTIM)) {
+            Some(Record::Aside(reason)) if reason.contains("held-out loss") => {}
+            other => panic!("{name}: {other:?}"),
+        }
+        assert_eq!(differing(&records, reference), [], "{name}");
+    }
 }

@@ -40,7 +40,7 @@ pub(crate) fn examples(i: u32, count: u32, profile: u32) -> Vec<Example> {
     (0..count).map(one).collect()
 }
 
-/// How everybody trains unless a test says otherwise: two epochs of batches of four, warm-up, clipping.
+/// How everybody trains unless a test says otherwise: two epochs, warm-up, clipping.
 pub(crate) fn recipe(lora: &AdapterSpec) -> Recipe {
     Recipe {
         lora_rank: lora.lora_rank,
@@ -86,6 +86,7 @@ pub(crate) fn job(world: &World, i: u32) -> Job {
     let lora = lora(world, [4, 1, 8, 2, 3][i as usize % 5]);
     let mut recipe = recipe(&lora);
     recipe.early_stop.enabled = i % 7 == 3;
+    recipe.batch_size = if i % 4 == 0 { 8 } else { 4 };
     Job {
         user: UserId::new(&name(i)),
         examples: examples(i, count, profile),

@@ -4,8 +4,8 @@ use crate::users::{MAX_LORA_RANK, jobs};
 use kernels::Cpu;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::OnceLock;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use trainer::ids::{UserId, UserKey};
 use trainer::lora::{SiteList, Target};
 use trainer::model::activations::StepSize;
@@ -15,9 +15,7 @@ use trainer::shard::{CostModel, plan};
 use trainer::stage::engine::Engine;
 use trainer::stage::individual::{End, PackRules, Watch, run};
 use trainer::stage::trainee::{Job, Outcome, Trainee};
-use trainer::store::{
-    AdapterRef, Commit, Outcome as Committed, Provenance, Status, Store, Writer,
-};
+use trainer::store::{AdapterRef, Commit, Outcome as Committed, Provenance, Status, Store, Writer};
 
 pub(crate) const BASES: [&str; 2] = ["llama_tied", "gpt2"];
 
@@ -28,7 +26,6 @@ pub(crate) const RULES: PackRules = PackRules { chunk_rows: 40, share_prefixes: 
 pub(crate) const EVERYBODY: u32 = 64;
 
 pub(crate) struct World {
-    pub(crate) name: &'static str,
     pub(crate) base: MappedBase,
     pub(crate) targets: Vec<Target>,
     pub(crate) sites: SiteList,
@@ -40,8 +37,7 @@ pub(crate) struct World {
 impl World {
     /// A golden base with every product adapted.
     pub(crate) fn open(name: &'static str) -> Self {
-        let golden =
-            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
+        let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
         let folder = tempfile::tempdir().unwrap();
         let own = folder.path().join("base");
         std::fs::create_dir(&own).unwrap();
@@ -59,7 +55,7 @@ impl World {
         let targets = Target::parse_all(names).unwrap();
         let sites = SiteList::of_base(base.spec(), &targets).unwrap();
         let net = network(&base, &sites);
-        Self { name, base, targets, sites, net, folder }
+        Self { base, targets, sites, net, folder }
     }
 
     pub(crate) fn engine(&self, c: &Composition) -> Engine<'_, Cpu> {
@@ -69,15 +65,39 @@ impl World {
 
     /// The rank's part of the individual stage.
     pub(crate) fn outcomes(&self, jobs: Vec<Job>, c: &Composition) -> Vec<Outcome> {
-        let mut left = Left::default();
-        let stop = AtomicBool::new(false);
-        threads(c.threads).install(|| {
+        let (end, left) = self.stage(jobs, c, usize::MAX);
+        assert_eq!(end, End::Complete);
+        left.outcomes
+    }
+
+    /// The same with a stop asked for when `stop_after` users have left; who left until then.
+    pub(crate) fn stopped(
+        &self,
+        jobs: Vec<Job>,
+        c: &Composition,
+        stop_after: usize,
+    ) -> Vec<Outcome> {
+        let (end, left) = self.stage(jobs, c, stop_after);
+        assert_eq!(end, End::Stopped);
+        left.outcomes
+    }
+
+    /// Optimiser steps that a user makes.
+    pub(crate) fn steps(&self, job: Job, c: &Composition) -> usize {
+        self.stage(vec![job], c, usize::MAX).1.steps
+    }
+
+    fn stage(&self, jobs: Vec<Job>, c: &Composition, stop_after: usize) -> (End, Left) {
+        let mut left = Left { stop_after, ..Left::default() };
+        let stop = Arc::clone(&left.stop);
+        let end = threads(c.threads).install(|| {
             let mut engine = self.engine(c);
             let end = run(&mut engine, RULES, &mut jobs.into_iter(), &mut left, &stop).unwrap();
-            assert_eq!(end, End::Complete);
-            assert_eq!(engine.slabs.num_free(), c.slots as usize, "a slot was not given back");
+            let all_free = engine.slabs.num_free() == c.slots as usize;
+            assert!(all_free || end == End::Stopped, "a slot was not given back");
+            end
         });
-        left.0
+        (end, left)
     }
 
     /// The individual stage as the launcher runs it, `c.ranks` ranks one after another.
@@ -101,7 +121,8 @@ impl World {
         let mut users = Vec::new();
         for (rank, outcomes) in (0..).zip(ranks) {
             let mut writer = Writer::open(folder.path(), rank).unwrap();
-            let provenances: Vec<Provenance> = outcomes.iter().map(|o| self.provenance(o)).collect();
+            let provenances: Vec<Provenance> =
+                outcomes.iter().map(|o| self.provenance(o)).collect();
             let commits: Vec<Commit<'_>> = outcomes
                 .iter()
                 .zip(&provenances)
@@ -220,15 +241,23 @@ pub(crate) fn alone_in(world: &World, jobs: &[Job]) -> Records {
     world.store(&[jobs.iter().flat_map(one).collect()])
 }
 
-/// Keeps who left, and the losses of every step.
+/// Keeps who left and counts steps; asks to stop.
 #[derive(Default)]
-struct Left(Vec<Outcome>);
+struct Left {
+    outcomes: Vec<Outcome>,
+    steps: usize,
+    stop_after: usize,
+    stop: Arc<AtomicBool>,
+}
 
 impl Watch for Left {
     fn pack(&mut self, _: usize, _: usize, _: usize) {}
-    fn step(&mut self, _: &Trainee, _: f32, _: f32) {}
+    fn step(&mut self, _: &Trainee, _: f32, _: f32) {
+        self.steps += 1;
+    }
     fn left(&mut self, outcome: Outcome) -> trainer::stage::Result<()> {
-        self.0.push(outcome);
+        self.outcomes.push(outcome);
+        self.stop.store(self.outcomes.len() >= self.stop_after, Ordering::Relaxed);
         Ok(())
     }
 }
