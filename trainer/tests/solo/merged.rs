@@ -8,7 +8,7 @@ use kernels::cpu::CpuBuf;
 use kernels::lora::Segment;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use trainer::lora::Merge;
+use trainer::lora::{AdapterSpec, Merge};
 use trainer::model::decode::Predictor;
 use trainer::model::network::Network;
 use trainer::model::overlay::merge;
@@ -30,6 +30,21 @@ fn logits(net: &Network<Cpu>, adapter: Option<(Segment, &[f32])>) -> Vec<f32> {
     out
 }
 
+/// An adapter's segment, `row_start` and `rows` left open.
+fn segment(lora: &AdapterSpec) -> Segment {
+    Segment {
+        row_start: 0,
+        rows: 0,
+        param_offset: 0,
+        grad_offset: 0,
+        lora_rank: lora.lora_rank,
+        scale: lora.scale(),
+        dropout: 0.0,
+        step: 0,
+        key: [0; 2],
+    }
+}
+
 fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let apart = |x: f32, y: f32| if (x - y).is_nan() { f32::INFINITY } else { (x - y).abs() };
@@ -42,19 +57,8 @@ fn the_merged_base_gives_the_logits_of_base_and_adapter() {
         let world = World::open(name);
         let spec = lora(&world, 4);
         let params = adapter(&world, 21, 4);
-        let segment = Segment {
-            row_start: 0,
-            rows: 0,
-            param_offset: 0,
-            grad_offset: 0,
-            lora_rank: 4,
-            scale: spec.scale(),
-            dropout: 0.0,
-            step: 0,
-            key: [0; 2],
-        };
         let (bare, adapted) =
-            (logits(&world.net, None), logits(&world.net, Some((segment, &params))));
+            (logits(&world.net, None), logits(&world.net, Some((segment(&spec), &params))));
         let overlay = world.folder.path().join("merged.overlay");
         let changes = Merge::new(world.base.spec(), &world.sites, &spec, &params).unwrap();
         let hash = merge(&Cpu, &world.base, changes.deltas(), &overlay).unwrap();
@@ -84,18 +88,7 @@ fn every_site_is_merged_into_its_own_weight() {
             let range = world.sites.range(&e.site, 2);
             params[range.a.clone()].copy_from_slice(&whole[range.a]);
             params[range.b.clone()].copy_from_slice(&whole[range.b]);
-            let template = Segment {
-                row_start: 0,
-                rows: 0,
-                param_offset: 0,
-                grad_offset: 0,
-                lora_rank: 2,
-                scale: spec.scale(),
-                dropout: 0.0,
-                step: 0,
-                key: [0; 2],
-            };
-            let adapted = logits(&world.net, Some((template, &params)));
+            let adapted = logits(&world.net, Some((segment(&spec), &params)));
             let overlay = world.folder.path().join("one.overlay");
             let changes = Merge::new(world.base.spec(), &world.sites, &spec, &params).unwrap();
             merge(&Cpu, &world.base, changes.deltas(), &overlay).unwrap();
