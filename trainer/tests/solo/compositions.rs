@@ -145,7 +145,8 @@ fn a_stop_and_a_second_run_do_not_matter() {
                 stop_after,
             );
             assert!((stop_after..16).contains(&first.len()), "{}", first.len());
-            let names: BTreeSet<UserId> = world.store(&[first.clone()]).into_keys().collect();
+            let names: BTreeSet<UserId> =
+                world.store(std::slice::from_ref(&first)).into_keys().collect();
             let rest: Vec<Job> = all.iter().filter(|j| !names.contains(&j.user)).cloned().collect();
             let second =
                 world.outcomes(rest, &Composition { slots: 3, rows: 90, ..Composition::WIDE });

@@ -25,8 +25,10 @@ fn everybody() -> Vec<Example> {
     (200..207).flat_map(|i| examples(i, 3 + i % 4, 3 + i % 9)).collect()
 }
 
-/// What each rank has in the end: parameters' bits, and bits of (loss, norm) of each step.
-type Result = (End, Vec<u32>, Vec<(u32, u32)>);
+/// Bits of (loss, gradient norm) of each step.
+type Steps = Vec<(u32, u32)>;
+/// What each rank has in the end: parameters' bits, and its steps.
+type Result = (End, Vec<u32>, Steps);
 
 fn task<'a>(world: &World, examples: &'a [Example], seed: u64) -> Task<'a> {
     let lora = lora(world, 4);
@@ -72,7 +74,7 @@ fn any_number_of_ranks_gives_the_same_bytes() {
             Setting { ranks: 8, ..ONE },
             Setting { ranks: 8, rows: RULES.chunk_rows, ..ONE },
         ];
-        let mut distinct: BTreeSet<(Vec<u32>, Vec<(u32, u32)>)> = BTreeSet::new();
+        let mut distinct: BTreeSet<(Vec<u32>, Steps)> = BTreeSet::new();
         for setting in &settings {
             for (end, params, steps) in train(&world, setting, &|_, _, _| {}) {
                 assert_eq!(end, End::Complete);

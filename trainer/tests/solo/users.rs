@@ -86,7 +86,7 @@ pub(crate) fn job(world: &World, i: u32) -> Job {
     let lora = lora(world, [4, 1, 8, 2, 3][i as usize % 5]);
     let mut recipe = recipe(&lora);
     recipe.early_stop.enabled = i % 7 == 3;
-    recipe.batch_size = if i % 4 == 0 { 8 } else { 4 };
+    recipe.batch_size = if i.is_multiple_of(4) { 8 } else { 4 };
     Job {
         user: UserId::new(&name(i)),
         examples: examples(i, count, profile),
