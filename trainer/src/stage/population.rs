@@ -190,7 +190,10 @@ impl Shards {
             for chunk in chunks(&own, self.rules.chunk_rows, self.rules.share_prefixes) {
                 let pieces = &own[chunk];
                 let needed = rows_of(pieces, self.rules.share_prefixes);
-                if !packed.is_empty() && self.packer.rows() + needed > engine.rows() {
+                // A gradient may be written by one segment of a pack only.
+                let again = packed.last() == Some(&index);
+                let full = self.packer.rows() + needed > engine.rows();
+                if !packed.is_empty() && (again || full) {
                     self.step(
                         engine,
                         &mut packed,

@@ -359,12 +359,13 @@ impl Trainee {
         let best = self.best.take();
         let held_out_loss = best.as_ref().map(|b| b.loss);
         let (params, steps) = best.map_or((params, self.steps), |b| (b.params, b.steps));
-        if params.iter().any(|p| !p.is_finite()) {
-            return Outcome::quarantined(
-                self.job.user.clone(),
-                self.steps,
-                "its adapter is not finite".into(),
-            );
+        let reason = match held_out_loss {
+            Some(loss) if !loss.is_finite() => Some(format!("its best held-out loss is {loss}")),
+            _ if params.iter().any(|p| !p.is_finite()) => Some("its adapter is not finite".into()),
+            _ => None,
+        };
+        if let Some(reason) = reason {
+            return Outcome::quarantined(self.job.user.clone(), self.steps, reason);
         }
         Outcome::Trained {
             user: self.job.user.clone(),
