@@ -80,7 +80,14 @@ impl Session {
             .input("targets are q, k, v, o, gate, up, down, or GPT-2's c_attn, c_proj, c_fc")?;
         let sites =
             SiteList::of_base(base.spec(), &targets).input("choose targets the base has")?;
-        let chunk_rows = CHUNK_ROWS.max(config.prompt.max_length);
+        let (asked, there) = (config.prompt.max_length, base.spec().max_positions);
+        if asked > there {
+            return Err(anyhow::anyhow!(
+                "prompt.max_length is {asked}, the base has {there} positions"
+            ))
+            .input("lower prompt.max_length");
+        }
+        let chunk_rows = CHUNK_ROWS.max(asked);
         let rules = PackRules { chunk_rows, share_prefixes: config.engine.shared_prefix };
         comm.barrier()?;
         let folder = config.run.out_dir.clone();

@@ -71,7 +71,10 @@ fn logits_of_six_texts() {
             }
             let sum = ours.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
             let difference = (sum - f64::from(sums[position])).abs();
-            assert!(difference < f64::from(TOLERANCE), "text {i}, position {position}: {difference}");
+            assert!(
+                difference < f64::from(TOLERANCE),
+                "text {i}, position {position}: {difference}"
+            );
         }
     }
     assert!(largest < TOLERANCE, "largest difference of a logit: {largest}");

@@ -9,6 +9,7 @@ use super::engine::Engine;
 use super::trainee::{Job, Outcome, Trainee};
 use super::{Error, Result};
 use crate::ids::Slot;
+use crate::model::network::Network;
 use crate::pack::{Packer, Share};
 use kernels::Ops;
 use kernels::optim::Update;
@@ -98,7 +99,8 @@ impl Flight {
         while engine.slabs.num_free() > 0 {
             let Some(job) = jobs.next() else { return Ok(()) };
             let (user, rules) = (job.user.clone(), self.rules);
-            match Trainee::new(job, engine.sites, rules) {
+            let checked = fits(&job, engine.net);
+            match checked.and_then(|()| Trainee::new(job, engine.sites, rules)) {
                 Ok((trainee, adapter)) => {
                     let slot = engine.slabs.take().ok_or(Error::NoSlot)?;
                     engine.load(slot, &adapter)?;
@@ -221,6 +223,23 @@ impl Flight {
         engine.slabs.release(slot)?;
         watch.left(outcome)
     }
+}
+
+/// Whether the base can take a job's examples; the reason when it cannot, which is that user's alone.
+fn fits<B: Ops>(job: &Job, net: &Network<B>) -> std::result::Result<(), String> {
+    let (vocab, positions) = (net.spec().vocab, net.max_positions());
+    for (i, example) in job.examples.iter().enumerate() {
+        if let Some(id) = example.tokens.iter().find(|&&id| id as usize >= vocab) {
+            return Err(format!("example {i}: token id {id} is outside the vocabulary of {vocab}"));
+        }
+        if example.tokens.len() > positions + 1 {
+            let tokens = example.tokens.len();
+            return Err(format!(
+                "example {i}: {tokens} tokens, the base has {positions} positions"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// Mean loss of a user's held-out tokens, in packs of its own.

@@ -23,6 +23,10 @@ fn troubles(world: &World) -> Vec<(&'static str, &'static str, Job)> {
     explodes.recipe.warmup_ratio = 0.0;
     let mut no_batch = well.clone();
     no_batch.recipe.batch_size = 0;
+    let mut foreign = well.clone();
+    foreign.examples[0].tokens[0] = 1_000_000;
+    let mut long = well.clone();
+    long.examples[0].tokens = vec![1; 100_000];
     let cut = |e: &Example| Example { prompt_len: e.tokens.len(), ..e.clone() };
     vec![
         ("NaN everywhere", "loss NaN", start(f32::NAN, 0)),
@@ -43,6 +47,8 @@ fn troubles(world: &World) -> Vec<(&'static str, &'static str, Job)> {
         ),
         ("another's adapter", "parameters", Job { start: Some(vec![0.0; 3]), ..well.clone() }),
         ("no batch", "batch size", no_batch),
+        ("an id of another tokenizer", "outside the vocabulary", foreign),
+        ("longer than the base's positions", "positions", long),
     ]
 }
 
