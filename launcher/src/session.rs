@@ -3,7 +3,7 @@
 use crate::cli::RunArgs;
 use crate::env::Env;
 use crate::exit::Fails;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use kernels::Cpu;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -227,9 +227,8 @@ fn source_of(config: &Config) -> anyhow::Result<Source> {
                 seed: config.run.seed,
             };
             if data.personal_users.is_none() {
-                bail!(
-                    "data.personal_users is not set: ml-100k needs to know how many users are personal"
-                );
+                return Err(anyhow::anyhow!("data.personal_users is not set"))
+                    .input("ml-100k needs to know how many users are personal");
             }
             Source::Ml100k { path, selection }
         }
