@@ -82,9 +82,31 @@ impl Session {
             SiteList::of_base(base.spec(), &targets).input("choose targets the base has")?;
         let chunk_rows = CHUNK_ROWS.max(config.prompt.max_length);
         let rules = PackRules { chunk_rows, share_prefixes: config.engine.shared_prefix };
+        if data.index().personal.is_empty() {
+            return Err(nobody(&config, data.index())).input(data_hint);
+        }
         comm.barrier()?;
         let folder = config.run.out_dir.clone();
-        Ok(Self { folder, base, tokenizer, data, task, rules, sites, targets, config })
+        let session = Self { folder, base, tokenizer, data, task, rules, sites, targets, config };
+        if session.config.data.strict {
+            session.refuse_unusable().input("data.strict = false puts such users aside")?;
+        }
+        Ok(session)
+    }
+
+    /// The first user who cannot be trained or asked as written is an error.
+    fn refuse_unusable(&self) -> anyhow::Result<()> {
+        for record in self.data.users() {
+            let record = record?;
+            let reason = match self.examples(&record) {
+                Ok(_) => self.queries(&record).1.into_iter().next(),
+                Err(reason) => Some(reason),
+            };
+            if let Some(reason) = reason {
+                anyhow::bail!("user {}: {reason}", record.id);
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn index(&self) -> &Index {
@@ -196,6 +218,20 @@ fn template(config: &Config) -> anyhow::Result<Template> {
     toml::from_str(&text)
         .with_context(|| format!("template {name}"))
         .input("docs/guides/data.md has the template's fields")
+}
+
+/// Why there is no user to personalise.
+fn nobody(config: &Config, index: &Index) -> anyhow::Error {
+    let data = &config.data;
+    let place = data.personal.as_ref().or(data.path.as_ref());
+    let place = place.map_or_else(String::new, |p| p.display().to_string());
+    match index.quarantined.first() {
+        None => anyhow::anyhow!("{place}: no user to personalise"),
+        Some(problem) => anyhow::anyhow!(
+            "{place}: no user to personalise; {} bad records, the first is {problem}",
+            index.quarantined.len()
+        ),
+    }
 }
 
 /// The data set a config names.
