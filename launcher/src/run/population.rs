@@ -87,6 +87,10 @@ fn trained(
 ) -> anyhow::Result<Option<Vec<f32>>> {
     let (session, config) = (run.session, &run.session.config.population);
     let examples = examples(run)?;
+    if examples.is_empty() {
+        return Err(trainer::stage::Error::NoPopulation)
+            .input("give data.population users of their own, or set population.enabled = false");
+    }
     let started = Instant::now();
     let tokens: usize =
         examples.iter().map(|e| e.tokens.len()).sum::<usize>() * config.training.epochs as usize;
@@ -125,7 +129,7 @@ fn trained(
     let steps = examples.len().div_ceil(config.training.batch_size as usize)
         * config.training.epochs as usize;
     let mut progress = Progress::new("population", steps as u64, run.leads());
-    let (end, params) = train(
+    let trained = train(
         &mut engine,
         session.rules,
         (run.comm, &sync),
@@ -138,7 +142,13 @@ fn trained(
             )
         },
         run.stop,
-    )?;
+    );
+    let (end, params) = match trained {
+        Err(error @ trainer::stage::Error::PopulationDiverged { .. }) => {
+            return Err(error).input("lower population.learning_rate, or set population.clip_norm");
+        }
+        other => other?,
+    };
     progress.finish();
     run.events.emit(Event::StageFinished {
         stage: Stage::Population,
