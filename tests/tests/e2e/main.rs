@@ -4,12 +4,17 @@
 //! folder with a tiny base, users and a config). Start reading at `whole_run.rs`.
 #![expect(clippy::unwrap_used, reason = "a test stops where its world is not as it must be")]
 
+mod adapters;
 mod base;
 mod commands;
 mod config;
+mod crash;
 mod doctor;
 mod equivalence;
+mod hostile;
 mod process;
+mod real_model;
 mod resume;
+mod signals;
 mod story;
 mod whole_run;

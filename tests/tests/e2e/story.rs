@@ -235,6 +235,12 @@ pub(crate) fn exported(folder: &Path) -> Adapters {
         .collect()
 }
 
+/// The numbers of exported weights, without the head that says whose and from where they are.
+pub(crate) fn numbers(weights: &[u8]) -> &[u8] {
+    let (head, _) = safetensors::SafeTensors::read_metadata(weights).unwrap();
+    &weights[8 + head..]
+}
+
 /// A user of the population file: what was history is asked.
 fn queries_only(mut user: Value) -> Value {
     user["queries"] = user["history"].take();
