@@ -18,7 +18,7 @@ use trainer::report::{Event, Stage};
 use trainer::stage::engine::Engine;
 use trainer::stage::individual::End;
 use trainer::stage::population::{Task, run as train};
-use trainer::store::{AdapterRef, Commit, Outcome, Provenance, Store, Writer};
+use trainer::store::{AdapterRef, Commit, Manifest, Outcome, Provenance, Store, Writer};
 
 /// Name the task adapter has in its own store.
 const TASK: &str = "population";
@@ -54,7 +54,29 @@ pub(super) fn run(run: &Run<'_>) -> anyhow::Result<Option<MappedBase>> {
         }
         run.comm.barrier()?;
     }
-    Ok(Some(session.base.with_overlay(&overlay)?))
+    let merged = session.base.with_overlay(&overlay)?;
+    if run.leads() {
+        record(run, &merged)?;
+    }
+    run.comm.barrier()?;
+    Ok(Some(merged))
+}
+
+/// The manifest's note of the merged base: written when it is missing (a run can be cut off between the merge and the
+/// note), compared when it is there.
+fn record(run: &Run<'_>, merged: &MappedBase) -> anyhow::Result<()> {
+    let folder = &run.session.folder;
+    let Some(mut manifest) = Manifest::load(folder)? else { return Ok(()) };
+    let hash = merged.hash().to_string();
+    match &manifest.merged_hash {
+        Some(before) if *before == hash => Ok(()),
+        Some(before) => Err(anyhow::anyhow!("the merged base has the hash {hash}, not {before}"))
+            .input("population/ of the run folder was changed: start a new run"),
+        None => {
+            manifest.merged_hash = Some(hash);
+            Ok(manifest.save(folder)?)
+        }
+    }
 }
 
 /// Examples of the population users, in their order; unusable ones are left out and counted.
@@ -180,11 +202,6 @@ fn write_overlay(run: &Run<'_>, store: &Path, key: UserKey, overlay: &Path) -> a
     let adapter = Store::open(store)?.get(&key)?;
     let base = &run.session.base;
     let changes = Merge::new(base.spec(), &adapter.sites, &adapter.spec, &adapter.params)?;
-    let hash = merge(&Cpu, base, changes.deltas(), overlay).context("merging the task adapter")?;
-    let folder = &run.session.folder;
-    if let Some(mut manifest) = trainer::store::Manifest::load(folder)? {
-        manifest.merged_hash = Some(hash.to_string());
-        manifest.save(folder)?;
-    }
+    merge(&Cpu, base, changes.deltas(), overlay).context("merging the task adapter")?;
     Ok(())
 }
