@@ -271,7 +271,6 @@ mod tests {
     use super::*;
 
     #[test]
-    #[expect(clippy::float_cmp, reason = "exact by choice of numbers")]
     fn expected_rating() {
         let labels: Vec<String> = ["1", "2", "4"].map(str::to_owned).to_vec();
         assert_eq!(expected(&labels, &[0.5, 0.25, 0.25]), Some(2.0));
