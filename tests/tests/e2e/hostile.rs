@@ -201,6 +201,6 @@ fn a_population_of_nobody_is_an_error_with_a_hint() {
     story.run(&[]).must(3).says(&["the population has no usable example", "population.enabled"]);
     let without = ["--set", "population.enabled=false", "--set", "run.out_dir=alone"];
     let arms = ["--set", "run.arms=[\"base\", \"personal\"]"];
-    story.run(&[without, arms].concat()).must(5).says(&["also among the personal users"]);
+    story.run(&[&without[..], &arms].concat()).must(5).says(&["also among the personal users"]);
     assert_eq!(story.adapters("alone").len(), USERS);
 }

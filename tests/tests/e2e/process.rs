@@ -16,19 +16,27 @@ pub(crate) fn root() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
 }
 
-/// The launcher of this tree, built now if it is not: cargo names no other package's binary to a test.
+/// The launcher of this tree, built now if it is not: cargo names no other package's binary to a test. Built with this
+/// test's profile into this test's folder, so nothing is compiled twice.
 fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
+        // target/release/deps/e2e-0123 -> target/release
+        let test = std::env::current_exe().unwrap();
+        let folder = test.ancestors().nth(2).unwrap();
+        let profile = match folder.file_name().and_then(|name| name.to_str()).unwrap() {
+            "debug" => "dev",
+            name => name,
+        };
         let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--release", "--locked", "-p", "launcher"])
+            .args(["build", "--quiet", "--locked", "-p", "launcher", "--profile", profile])
+            .arg("--target-dir")
+            .arg(folder.parent().unwrap())
             .current_dir(root())
             .status()
             .unwrap();
         assert!(status.success(), "cargo could not build the launcher");
-        // target/release/deps/e2e-0123 -> target/release/launcher
-        let deps = std::env::current_exe().unwrap();
-        let binary = deps.ancestors().nth(2).unwrap().join("launcher");
+        let binary = folder.join("launcher");
         assert!(binary.is_file(), "no launcher at {}", binary.display());
         binary
     })

@@ -18,7 +18,7 @@ fn cache() -> PathBuf {
 #[test]
 fn three_people_on_one_and_two_ranks() {
     if variable("MYRIAD_TEST_QUICK").is_some() {
-        println!("SKIPPED: MYRIAD_TEST_QUICK leaves out the real model");
+        eprintln!("SKIPPED: MYRIAD_TEST_QUICK leaves out the real model");
         return;
     }
     let cache = cache();
