@@ -102,17 +102,18 @@ pub(crate) fn verify(args: &FolderArgs, env: &Env) -> anyhow::Result<Exit> {
         Manifest::load(&args.run).input(NO_RUN)?.context("no manifest.json").input(NO_RUN)?;
     let report = trainer::store::verify(&args.run.join("store")).input(NO_RUN)?;
     report.notes.iter().for_each(|note| say(note));
+    // Ids for people; a store too damaged to open still has the keys.
+    let users = Store::open(&args.run.join("store")).map(|s| s.users().clone()).unwrap_or_default();
+    let owner = |key: UserKey| {
+        let id = users.get(&key).and_then(|entry| entry.user.as_ref());
+        id.map_or_else(|| format!(", user key {key:?}"), |id| format!(", user {id}"))
+    };
     let mut problems: Vec<String> = report
         .problems
         .iter()
         .map(|p| {
-            format!(
-                "{} at byte {}{}: {}",
-                p.path.display(),
-                p.offset,
-                p.user.map_or_else(String::new, |u| format!(", user key {u:?}")),
-                p.what
-            )
+            let user = p.user.map_or_else(String::new, owner);
+            format!("{} at byte {}{user}: {}", p.path.display(), p.offset, p.what)
         })
         .collect();
     match base(&args.run, &config, env).and_then(|b| Ok(b.verify().map(|()| b)?)) {

@@ -3,7 +3,7 @@
 use crate::cli::RunArgs;
 use crate::env::Env;
 use crate::exit::Fails;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use kernels::Cpu;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -89,9 +89,31 @@ impl Session {
         }
         let chunk_rows = CHUNK_ROWS.max(asked);
         let rules = PackRules { chunk_rows, share_prefixes: config.engine.shared_prefix };
+        if data.index().personal.is_empty() {
+            return Err(nobody(&config, data.index())).input(data_hint);
+        }
         comm.barrier()?;
         let folder = config.run.out_dir.clone();
-        Ok(Self { folder, base, tokenizer, data, task, rules, sites, targets, config })
+        let session = Self { folder, base, tokenizer, data, task, rules, sites, targets, config };
+        if session.config.data.strict {
+            session.refuse_unusable().input("data.strict = false puts such users aside")?;
+        }
+        Ok(session)
+    }
+
+    /// The first user who cannot be trained or asked as written is an error.
+    fn refuse_unusable(&self) -> anyhow::Result<()> {
+        for record in self.data.users() {
+            let record = record?;
+            let reason = match self.examples(&record) {
+                Ok(_) => self.queries(&record).1.into_iter().next(),
+                Err(reason) => Some(reason),
+            };
+            if let Some(reason) = reason {
+                anyhow::bail!("user {}: {reason}", record.id);
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn index(&self) -> &Index {
@@ -215,6 +237,20 @@ fn template(config: &Config) -> anyhow::Result<Template> {
         .input("docs/guides/data.md has the template's fields")
 }
 
+/// Why there is no user to personalise.
+fn nobody(config: &Config, index: &Index) -> anyhow::Error {
+    let data = &config.data;
+    let place = data.personal.as_ref().or(data.path.as_ref());
+    let place = place.map_or_else(String::new, |p| p.display().to_string());
+    match index.quarantined.first() {
+        None => anyhow::anyhow!("{place}: no user to personalise"),
+        Some(problem) => anyhow::anyhow!(
+            "{place}: no user to personalise; {} bad records, the first is {problem}",
+            index.quarantined.len()
+        ),
+    }
+}
+
 /// The data set a config names.
 fn source_of(config: &Config) -> anyhow::Result<Source> {
     let data = &config.data;
@@ -244,9 +280,8 @@ fn source_of(config: &Config) -> anyhow::Result<Source> {
                 seed: config.run.seed,
             };
             if data.personal_users.is_none() {
-                bail!(
-                    "data.personal_users is not set: ml-100k needs to know how many users are personal"
-                );
+                return Err(anyhow::anyhow!("data.personal_users is not set"))
+                    .input("ml-100k needs to know how many users are personal");
             }
             Source::Ml100k { path, selection }
         }

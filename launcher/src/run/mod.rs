@@ -118,28 +118,32 @@ fn stages(run: &Run<'_>, until: Until) -> anyhow::Result<Exit> {
     let arms = &run.session.config.run.arms;
     let has = |arm| arms.contains(&arm) && until >= Until::Predict;
     let base = &run.session.base;
-    if has(Arm::Base) {
-        predict::arm(run, Arm::Base, base)?;
+    let asked = |arm, base| if has(arm) { predict::arm(run, arm, base) } else { Ok(End::Complete) };
+    if asked(Arm::Base, base)? == End::Stopped {
+        return Ok(requeue(run));
     }
-    let Some(merged) = population::run(run)? else { return Ok(Exit::Requeue) };
-    if has(Arm::Population) {
-        predict::arm(run, Arm::Population, &merged)?;
+    let Some(merged) = population::run(run)? else { return Ok(requeue(run)) };
+    if asked(Arm::Population, &merged)? == End::Stopped {
+        return Ok(requeue(run));
     }
     if until == Until::Population {
         return Ok(Exit::Done);
     }
-    if individual::run(run, &merged)? == End::Stopped {
-        run.say("stopped on a signal; everything finished is committed, the same command goes on");
-        return Ok(Exit::Requeue);
-    }
-    if has(Arm::Personal) {
-        predict::arm(run, Arm::Personal, &merged)?;
+    if individual::run(run, &merged)? == End::Stopped
+        || asked(Arm::Personal, &merged)? == End::Stopped
+    {
+        return Ok(requeue(run));
     }
     if until >= Until::Evaluate {
         evaluate::run(run)?;
     }
     let (_, quarantined) = individual::counts(run)?;
     Ok(if quarantined > 0 { Exit::Quarantined } else { Exit::Done })
+}
+
+fn requeue(run: &Run<'_>) -> Exit {
+    run.say("stopped on a signal; everything finished is committed, the same command goes on");
+    Exit::Requeue
 }
 
 /// A flag that SIGTERM, SIGINT and SIGUSR1 (Slurm's warning) raise; the second signal ends the process.

@@ -18,7 +18,7 @@ use trainer::report::{Event, Stage};
 use trainer::stage::engine::Engine;
 use trainer::stage::individual::End;
 use trainer::stage::population::{Task, run as train};
-use trainer::store::{AdapterRef, Commit, Outcome, Provenance, Store, Writer};
+use trainer::store::{AdapterRef, Commit, Manifest, Outcome, Provenance, Store, Writer};
 
 /// Name the task adapter has in its own store.
 const TASK: &str = "population";
@@ -54,7 +54,29 @@ pub(super) fn run(run: &Run<'_>) -> anyhow::Result<Option<MappedBase>> {
         }
         run.comm.barrier()?;
     }
-    Ok(Some(session.base.with_overlay(&overlay)?))
+    let merged = session.base.with_overlay(&overlay)?;
+    if run.leads() {
+        record(run, &merged)?;
+    }
+    run.comm.barrier()?;
+    Ok(Some(merged))
+}
+
+/// The manifest's note of the merged base: written when it is missing (a run can be cut off between the merge and the
+/// note), compared when it is there.
+fn record(run: &Run<'_>, merged: &MappedBase) -> anyhow::Result<()> {
+    let folder = &run.session.folder;
+    let Some(mut manifest) = Manifest::load(folder)? else { return Ok(()) };
+    let hash = merged.hash().to_string();
+    match &manifest.merged_hash {
+        Some(before) if *before == hash => Ok(()),
+        Some(before) => Err(anyhow::anyhow!("the merged base has the hash {hash}, not {before}"))
+            .input("population/ of the run folder was changed: start a new run"),
+        None => {
+            manifest.merged_hash = Some(hash);
+            Ok(manifest.save(folder)?)
+        }
+    }
 }
 
 /// Examples of the population users, in their order; unusable ones are left out and counted.
@@ -87,6 +109,10 @@ fn trained(
 ) -> anyhow::Result<Option<Vec<f32>>> {
     let (session, config) = (run.session, &run.session.config.population);
     let examples = examples(run)?;
+    if examples.is_empty() {
+        return Err(trainer::stage::Error::NoPopulation)
+            .input("give data.population users of their own, or set population.enabled = false");
+    }
     let started = Instant::now();
     let tokens: usize =
         examples.iter().map(|e| e.tokens.len()).sum::<usize>() * config.training.epochs as usize;
@@ -125,7 +151,7 @@ fn trained(
     let steps = examples.len().div_ceil(config.training.batch_size as usize)
         * config.training.epochs as usize;
     let mut progress = Progress::new("population", steps as u64, run.leads());
-    let (end, params) = train(
+    let trained = train(
         &mut engine,
         session.rules,
         (run.comm, &sync),
@@ -138,7 +164,13 @@ fn trained(
             )
         },
         run.stop,
-    )?;
+    );
+    let (end, params) = match trained {
+        Err(error @ trainer::stage::Error::PopulationDiverged { .. }) => {
+            return Err(error).input("lower population.learning_rate, or set population.clip_norm");
+        }
+        other => other?,
+    };
     progress.finish();
     run.events.emit(Event::StageFinished {
         stage: Stage::Population,
@@ -170,11 +202,6 @@ fn write_overlay(run: &Run<'_>, store: &Path, key: UserKey, overlay: &Path) -> a
     let adapter = Store::open(store)?.get(&key)?;
     let base = &run.session.base;
     let changes = Merge::new(base.spec(), &adapter.sites, &adapter.spec, &adapter.params)?;
-    let hash = merge(&Cpu, base, changes.deltas(), overlay).context("merging the task adapter")?;
-    let folder = &run.session.folder;
-    if let Some(mut manifest) = trainer::store::Manifest::load(folder)? {
-        manifest.merged_hash = Some(hash.to_string());
-        manifest.save(folder)?;
-    }
+    merge(&Cpu, base, changes.deltas(), overlay).context("merging the task adapter")?;
     Ok(())
 }

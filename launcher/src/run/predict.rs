@@ -6,6 +6,7 @@ use crate::watch::Progress;
 use anyhow::Context;
 use kernels::Cpu;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 use trainer::config::{Arm, PredictMode};
 use trainer::eval::Prediction;
@@ -14,6 +15,7 @@ use trainer::model::cache::MappedBase;
 use trainer::prompt::{LabelTokens, Query};
 use trainer::report::{Event, Stage};
 use trainer::shard::plan;
+use trainer::stage::individual::End;
 use trainer::stage::predict::{Asker, Oracle};
 use trainer::stage::sample::Sampling;
 use trainer::store::{Store, write_atomic};
@@ -22,6 +24,8 @@ use trainer::store::{Store, write_atomic};
 const PACK_ROWS: usize = 2048;
 /// Users answered between two looks at the clock and the stop flag.
 const GROUP: usize = 16;
+/// Queries of such a group, so that a stop is seen in seconds.
+const GROUP_QUERIES: usize = 64;
 
 /// Name of an arm in files and tables.
 pub(super) fn name(arm: Arm) -> &'static str {
@@ -37,13 +41,14 @@ pub(super) fn file(run: &Run<'_>, arm: Arm) -> PathBuf {
     run.path("predictions").join(format!("{}.jsonl", name(arm)))
 }
 
-/// Answers every query of every user who has an adapter (personal) or of all users (the other arms).
-pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<()> {
+/// Answers every query of every user who has an adapter (personal) or of all users (the other arms). Stopped, it
+/// leaves nothing: the arm is asked again.
+pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<End> {
     let path = file(run, arm);
     // One look for all, before rank 0 may write it.
     let there = run.comm.all_reduce_u64(trainer::comm::Reduce::Max, u64::from(path.exists()))? > 0;
     if there {
-        return Ok(());
+        return Ok(End::Complete);
     }
     let started = Instant::now();
     let session = run.session;
@@ -63,9 +68,10 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
     };
     let mut progress = Progress::new(stage, users.len() as u64, run.leads());
     let mut lines = Vec::new();
-    for group in users.chunks(GROUP) {
+    let groups = groups(run, &users);
+    for group in groups.iter().take_while(|_| !run.stop.load(Ordering::Relaxed)) {
         let (mut askers, mut queries) = (Vec::new(), Vec::new());
-        for &index in group {
+        for &index in *group {
             let record = session.data.user(index)?;
             let adapter = match &store {
                 None => None,
@@ -89,12 +95,35 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
         progress.advance(group.len() as u64, tokens as u64, "");
     }
     progress.finish();
+    // A rank that was stopped after its last group has stopped too: all ranks leave the same way.
+    let stopped = u64::from(run.stop.load(Ordering::Relaxed));
+    if run.comm.all_reduce_u64(trainer::comm::Reduce::Max, stopped)? > 0 {
+        return Ok(End::Stopped);
+    }
     gather(run, &path, &lines)?;
     run.events.emit(Event::StageFinished {
         stage: Stage::Predict,
         seconds: started.elapsed().as_secs_f64(),
     })?;
-    Ok(())
+    Ok(End::Complete)
+}
+
+/// Users answered together: up to [`GROUP`], and queries up to [`GROUP_QUERIES`] unless one user has more.
+fn groups<'a>(run: &Run<'_>, users: &'a [usize]) -> Vec<&'a [usize]> {
+    let index = &run.session.index().personal;
+    let (mut groups, mut rest) = (Vec::new(), users);
+    while !rest.is_empty() {
+        let mut queries = 0;
+        let fits = |&&user: &&usize| {
+            queries += index[user].num_queries;
+            queries <= GROUP_QUERIES
+        };
+        let len = rest.iter().take(GROUP).take_while(fits).count().max(1);
+        let (group, others) = rest.split_at(len);
+        groups.push(group);
+        rest = others;
+    }
+    groups
 }
 
 /// This rank's users by the number of their queries; those put aside by the individual stage too, so that

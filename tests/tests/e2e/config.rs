@@ -1,0 +1,81 @@
+//! Configs: printed as they are meant, refused where they are wrong, without a trace on disk.
+
+use crate::story::Story;
+
+#[test]
+fn a_printed_config_is_that_config() {
+    let story = Story::new();
+    let sets = ["--set", "individual.learning_rate=0.005", "--set", "predict.top_k=7"];
+    let first = story.run(&[&sets[..], &["--print-config"]].concat()).must(0).stdout;
+    assert!(first.contains("learning_rate = 0.005"), "{first}");
+    story.put("printed.toml", first.as_bytes());
+    let again =
+        story.launcher(&["run", "--config", "printed.toml", "--print-config"]).run().must(0);
+    assert_eq!(again.stdout, first);
+    assert!(!story.path("run").exists());
+    assert!(!story.path("cache").exists(), "printing a config prepared the base");
+}
+
+#[test]
+fn shipped_configs_resolve() {
+    let story = Story::new();
+    let mut seen = 0;
+    for entry in std::fs::read_dir(crate::process::root().join("configs")).unwrap() {
+        let path = entry.unwrap().path();
+        let printed =
+            story.launcher(&["run", "--config", path.to_str().unwrap(), "--print-config"]);
+        let printed = printed.run().must(0).stdout;
+        assert!(printed.contains(story.path("cache").to_str().unwrap()), "{printed}");
+        seen += 1;
+    }
+    assert!(seen >= 2);
+}
+
+#[test]
+fn a_plan_starts_nothing() {
+    let story = Story::new();
+    let plan = story.launcher(&["plan", "--config", "config.toml"]).run().must(0).stdout;
+    for line in ["users", "12 to personalise", "optimiser steps", "memory, a rank"] {
+        assert!(plan.contains(line), "{line:?} is missing in\n{plan}");
+    }
+    assert_eq!(story.run(&["--dry-run"]).must(0).stdout, plan);
+    let three = story.run_on(3, &["--dry-run"]).run().must(0).stdout;
+    assert!(three.contains("up to 4 users each"), "{three}");
+    assert!(!story.path("run").exists());
+}
+
+#[test]
+fn a_wrong_config_is_named_with_file_and_line() {
+    let story = Story::new();
+    story.edit_config("virtual_shards = 4", "virtual_shard = 4");
+    let line =
+        story.text("config.toml").lines().position(|l| l.starts_with("virtual_shard")).unwrap() + 1;
+    let place = format!("config.toml:{line}: ");
+    let said = [place.as_str(), "population.virtual_shard", "did you mean `virtual_shards`?"];
+    story.run(&[]).must(3).says(&said);
+    story.run_on(2, &[]).run().must(3).says(&said);
+    story.edit_config("virtual_shard = 4", "virtual_shards = 0");
+    story.run(&[]).must(3).says(&[&place, "population.virtual_shards", "allowed is"]);
+    story.edit_config("virtual_shards = 0", "virtual_shards = ");
+    story.run(&[]).must(3).says(&[&place]);
+    assert!(!story.path("run").exists());
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let story = Story::new();
+    story.launcher(&["run", "--config", "no.toml"]).run().must(3).says(&["no.toml", "hint:"]);
+    story.run(&["--set", "base.path=nobase"]).must(3).says(&["nobase", "hint:"]);
+    story.run(&["--set", "data.personal=nobody.jsonl"]).must(3).says(&["nobody.jsonl", "hint:"]);
+    story.run(&["--set", "prompt.template=no.toml"]).must(3).says(&["no.toml", "hint:"]);
+    story.run(&["--set", "individual.learning_rte=1"]).must(3).says(&["--set", "learning_rate"]);
+    story.run(&["--set", "nothing"]).must(3).says(&["section.key=value"]);
+    story.run(&["--set", "data.source=ml-100k"]).must(3).says(&["hint:"]);
+    story.run(&["--set", "engine.memory_gb=0.01"]).must(3).says(&["budget", "engine.memory_gb"]);
+    story.launcher(&["verify", "--run", "nowhere"]).run().must(3).says(&["nowhere", "hint:"]);
+    let files =
+        "source = \"jsonl\"\npersonal = \"personal.jsonl\"\npopulation = \"population.jsonl\"";
+    story.edit_config(files, "source = \"ml-100k\"\npath = \"nofilms\"");
+    story.run(&[]).must(3).says(&["personal_users", "hint:"]);
+    story.run(&["--set", "data.personal_users=2"]).must(3).says(&["nofilms", "hint:"]);
+}

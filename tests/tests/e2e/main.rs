@@ -1,0 +1,20 @@
+//! The binary as a user runs it: real processes, real `mpirun`, real files.
+//!
+//! Every module is one story. What they share is in `process.rs` (starting, stopping, waiting) and `story.rs` (a
+//! folder with a tiny base, users and a config). Start reading at `whole_run.rs`.
+#![expect(clippy::unwrap_used, reason = "a test stops where its world is not as it must be")]
+
+mod adapters;
+mod base;
+mod commands;
+mod config;
+mod crash;
+mod doctor;
+mod equivalence;
+mod hostile;
+mod process;
+mod real_model;
+mod resume;
+mod signals;
+mod story;
+mod whole_run;
