@@ -9,7 +9,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use trainer::comm::Communicator;
-use trainer::config::{Config, Document, RetrieverKind, Source as SourceKind};
+use trainer::config::{Config, Document, PredictMode, RetrieverKind, Source as SourceKind};
 use trainer::data::{Dataset, Index, OnBad, Source, UserRecord, ml100k::Ml100k};
 use trainer::ids::UserId;
 use trainer::lora::{AdapterSpec, SiteList, Target};
@@ -160,7 +160,11 @@ impl Session {
 
     /// A user's usable queries; unusable ones are left out and said.
     pub(crate) fn queries(&self, record: &UserRecord) -> (Vec<Query>, Vec<String>) {
-        let reserve = self.config.predict.max_new_tokens;
+        // A label is scored after the prompt; only written answers need room.
+        let reserve = match self.config.predict.mode {
+            PredictMode::Label => 1,
+            PredictMode::Generate => self.config.predict.max_new_tokens,
+        };
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for query in self.builder().queries(record, reserve) {
             match query {
@@ -251,19 +255,39 @@ fn nobody(config: &Config, index: &Index) -> anyhow::Error {
     }
 }
 
+/// A JSONL file is taken as it is: keys that select from a known data set would be ignored.
+fn refuse_selection(config: &Config) -> anyhow::Result<()> {
+    let d = &config.data;
+    let keys = [
+        ("personal_users", d.personal_users),
+        ("population_users", d.population_users),
+        ("max_population_items", d.max_population_items),
+        ("max_history", d.max_history),
+        ("max_queries", d.max_queries),
+    ];
+    match keys.iter().find(|(_, value)| value.is_some()) {
+        None => Ok(()),
+        Some((key, _)) => Err(anyhow::anyhow!("data.{key} selects from ml-100k, not from JSONL"))
+            .input("leave the key out and put the wanted users and items into the file"),
+    }
+}
+
 /// The data set a config names.
 fn source_of(config: &Config) -> anyhow::Result<Source> {
     let data = &config.data;
     Ok(match data.source {
-        SourceKind::Jsonl => Source::Jsonl {
-            personal: data
-                .personal
-                .clone()
-                .context("data.personal is not set")
-                .input("name the JSONL file of the users")?,
-            population: data.population.clone(),
-            max_line_bytes: 64 << 20,
-        },
+        SourceKind::Jsonl => {
+            refuse_selection(config)?;
+            Source::Jsonl {
+                personal: data
+                    .personal
+                    .clone()
+                    .context("data.personal is not set")
+                    .input("name the JSONL file of the users")?,
+                population: data.population.clone(),
+                max_line_bytes: 64 << 20,
+            }
+        }
         SourceKind::Ml100k => {
             let path = data
                 .path

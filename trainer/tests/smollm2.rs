@@ -11,9 +11,9 @@ use trainer::model::network::Network;
 use trainer::model::tokenizer::Tokenizer;
 use trainer::pack::{Packer, Piece, Share};
 
-/// Twice the largest difference measured against torch's own order of additions, 2026-11-22 (f32, logits
-/// of up to 25): thirty blocks of f32 sums in another order.
-const TOLERANCE: f32 = 2e-3;
+/// Twice the largest difference measured (3.7e-4, AVX-512, 2026-11-22; logits of up to 25): thirty blocks
+/// of f32 sums in another order than torch's.
+const TOLERANCE: f32 = 7.4e-4;
 
 fn cache() -> PathBuf {
     let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
@@ -64,13 +64,14 @@ fn logits_of_six_texts() {
             .chunks_exact(4)
             .map(|b| usize::try_from(i32::from_le_bytes(b.try_into().unwrap())).unwrap())
             .collect();
-        for position in 0..ids.len() {
+        assert_eq!(sums.len(), ids.len());
+        for (position, expected_sum) in sums.iter().enumerate() {
             let ours = rows.next().unwrap();
             for k in 16 * position..16 * (position + 1) {
                 largest = largest.max((ours[top[k]] - values[k]).abs());
             }
             let sum = ours.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
-            let difference = (sum - f64::from(sums[position])).abs();
+            let difference = (sum - f64::from(*expected_sum)).abs();
             assert!(
                 difference < f64::from(TOLERANCE),
                 "text {i}, position {position}: {difference}"

@@ -13,7 +13,7 @@ pub fn render(comparison: &Comparison) -> String {
     let heads =
         ["metric", "arm - reference", &by_user, &by_query, &mean, "better", "worse", "sign p"];
     let mut differences = Grid::new(&heads, 2);
-    for row in &comparison.rows {
+    for (place, row) in comparison.rows.iter().enumerate() {
         let (metric, dash) = (row.metric.name(), || "-".to_owned());
         let per_user = row.over_users.map_or_else(dash, |v| format!("{v:.4}"));
         values.push(vec![
@@ -24,7 +24,11 @@ pub fn render(comparison: &Comparison) -> String {
             format!("{:.4}", row.over_queries),
             per_user,
         ]);
-        for d in &row.differences {
+        // Against earlier arms only: the mirror of a difference says nothing new.
+        let earlier = |name: &str| {
+            comparison.rows[..place].iter().any(|r| r.metric == row.metric && r.arm == name)
+        };
+        for d in row.differences.iter().filter(|d| earlier(&d.reference)) {
             let share = |f: fn(&super::UserCounts) -> f64| {
                 d.users.as_ref().map_or_else(dash, |u| format!("{:.1} %", 100.0 * f(u)))
             };
