@@ -62,6 +62,7 @@ fn keys_and_structs_are_the_same() {
         "data.population_users=1",
         "data.population_examples=1",
         "data.max_history=1",
+        "data.max_population_items=1",
         "data.max_queries=1",
         "individual.override=[{ users = ['u'] }]",
     ])
