@@ -114,8 +114,7 @@ pub struct Backward<'a, B: Backend + ?Sized> {
     pub lse: &'a B::Buf<f32>,
     /// `dO [q_rows, h·e]`.
     pub dout: Mat<'a, B::Buf<B::Act>>,
-    /// `dQ`, `dK` and `dV`: one buffer with three windows, since they are columns of the same rows or
-    /// lie in buffers of their own.
+    /// `dQ` in a buffer of its own; `dK` and `dV` as two windows of one.
     pub grads: Grads<'a, B>,
     /// Query rows.
     pub q_rows: usize,
