@@ -125,7 +125,7 @@ impl Session {
         let retriever = match prompt.retriever {
             RetrieverKind::Recency => Retriever::Recency,
             RetrieverKind::Random => Retriever::Random,
-            RetrieverKind::Bm25 => Retriever::Bm25,
+            _ => Retriever::Bm25,
         };
         Builder {
             task: &self.task,
@@ -288,6 +288,7 @@ fn source_of(config: &Config) -> anyhow::Result<Source> {
                 max_line_bytes: 64 << 20,
             }
         }
+        SourceKind::Lamp | SourceKind::Oppu => anyhow::bail!("not read yet"),
         SourceKind::Ml100k => {
             let path = data
                 .path

@@ -64,6 +64,8 @@ fn keys_and_structs_are_the_same() {
         "data.max_history=1",
         "data.max_population_items=1",
         "data.max_queries=1",
+        "prompt.pool_items=1",
+        "prompt.retrieval_seed=1",
         "individual.override=[{ users = ['u'] }]",
     ])
     .unwrap();
@@ -75,8 +77,12 @@ fn keys_and_structs_are_the_same() {
             section.keys.iter().chain(recipe).map(|k| format!("{}.{}", section.name, k.name)),
         );
     }
-    // `data.path` belongs to the other source.
-    expected.retain(|k| k != "data.path");
+    // These belong to other sources.
+    let foreign = ["path", "task", "personal_outputs", "personal_profiles", "population_outputs"];
+    expected.retain(|k| {
+        let other = k.strip_prefix("data.");
+        !other.is_some_and(|k| foreign.contains(&k) || k == "population_profiles")
+    });
     let over = OVERRIDE.iter().chain(RECIPE);
     expected.extend(over.map(|k| format!("individual.override.{}", k.name)));
     expected.sort();
@@ -271,6 +277,21 @@ fn messages_name_file_key_line_and_a_guess() {
             "/dir/c.toml:7: `data.path`: has no meaning with source = \"jsonl\"",
         ),
         (
+            "data",
+            "task = 'LaMP_3'",
+            "/dir/c.toml:7: `data.task`: has no meaning with source = \"jsonl\"",
+        ),
+        (
+            "run",
+            "arms = ['base', 'rag']",
+            "/dir/c.toml:2: `run.arms`: has \"rag\", but prompt.retrieved = 0",
+        ),
+        (
+            "run",
+            "arms = ['pag']",
+            "/dir/c.toml:2: `run.arms`: has \"pag\", but profile.source = \"none\"",
+        ),
+        (
             "population",
             "enabled = false",
             "/dir/c.toml: `run.arms`: has \"population\", but population.enabled = false",
@@ -387,4 +408,17 @@ fn hashes_follow_what_they_are_of() {
     let effects: Vec<Effect> = differences.iter().map(|d| d.effect).collect();
     assert_eq!(effects, [Effect::Result, Effect::Placement, Effect::Result]);
     assert!(base.differences(&base).unwrap().is_empty());
+}
+
+#[test]
+fn benchmark_files_need_their_task() {
+    let message = set(&["data.source=lamp"]).unwrap_err();
+    assert!(message.ends_with("`data.task`: must be set with source = \"lamp\""), "{message}");
+    let lamp = ["data.source=lamp", "data.task=LaMP_2M", "data.personal_outputs=o.json"];
+    let data = set(&lamp).unwrap().data;
+    assert_eq!(data.personal_outputs.unwrap(), Path::new("/dir/o.json"));
+    let profiles = set(&[&lamp[..], &["data.personal_profiles=p.json"]].concat()).unwrap_err();
+    assert!(profiles.ends_with("has no meaning with source = \"lamp\""), "{profiles}");
+    let oppu = ["data.source=oppu", "data.task=movie_tagging", "data.personal_profiles=p.json"];
+    assert!(set(&oppu).is_ok());
 }

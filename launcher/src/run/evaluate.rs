@@ -30,7 +30,7 @@ fn lead(run: &Run<'_>) -> anyhow::Result<()> {
         let predictions =
             text.lines().map(serde_json::from_str).collect::<Result<Vec<Prediction>, _>>();
         arms.push(Arm {
-            name: predict::name(arm).to_owned(),
+            name: arm.name().to_owned(),
             predictions: predictions.with_context(|| format!("{}", path.display()))?,
         });
     }
@@ -49,7 +49,7 @@ fn lead(run: &Run<'_>) -> anyhow::Result<()> {
         references: references
             .iter()
             .filter(|a| config.run.arms.contains(a))
-            .map(|&a| predict::name(a).to_owned())
+            .map(|a| a.name().to_owned())
             .collect(),
         bootstrap: Bootstrap {
             replicates: u32::try_from(config.evaluate.bootstrap_samples)?,

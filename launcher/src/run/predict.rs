@@ -27,18 +27,9 @@ const GROUP: usize = 16;
 /// Queries of such a group, so that a stop is seen in seconds.
 const GROUP_QUERIES: usize = 64;
 
-/// Name of an arm in files and tables.
-pub(super) fn name(arm: Arm) -> &'static str {
-    match arm {
-        Arm::Base => "base",
-        Arm::Population => "population",
-        Arm::Personal => "personal",
-    }
-}
-
 /// The file of an arm's predictions, one JSON record a line.
 pub(super) fn file(run: &Run<'_>, arm: Arm) -> PathBuf {
-    run.path("predictions").join(format!("{}.jsonl", name(arm)))
+    run.path("predictions").join(format!("{}.jsonl", arm.name()))
 }
 
 /// Answers every query of every user who has an adapter (personal) or of all users (the other arms). Stopped, it
@@ -65,6 +56,7 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
         Arm::Base => "ask base",
         Arm::Population => "ask task",
         Arm::Personal => "ask own",
+        Arm::Rag | Arm::Pag | Arm::Permuted => "ask",
     };
     let mut progress = Progress::new(stage, users.len() as u64, run.leads());
     let mut lines = Vec::new();

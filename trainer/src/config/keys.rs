@@ -134,7 +134,7 @@ const RUN: &[Key] = &[
     key("out_dir", Kind::Path, Required, Placement, "the run folder"),
     key(
         "arms",
-        Kind::ListOf(&["base", "population", "personal"]),
+        Kind::ListOf(&["base", "rag", "pag", "population", "personal", "permuted"]),
         Is(r#"["base", "population", "personal"]"#),
         Result,
         "rows of the result table",
@@ -148,10 +148,21 @@ const BASE: &[Key] = &[
 ];
 
 const DATA: &[Key] = &[
-    key("source", Kind::OneOf(&["jsonl", "ml-100k"]), Required, Result, "the reader"),
+    key(
+        "source",
+        Kind::OneOf(&["jsonl", "ml-100k", "lamp", "oppu"]),
+        Required,
+        Result,
+        "the reader",
+    ),
+    key("task", Kind::Text, Unset, Result, "task of LaMP's and OPPU's files, by any of its names"),
     key("path", Kind::Path, Unset, Placement, "folder of a known data set"),
-    key("personal", Kind::Path, Unset, Placement, "JSONL of the users to personalise"),
-    key("population", Kind::Path, Unset, Placement, "JSONL of the users of the population stage"),
+    key("personal", Kind::Path, Unset, Placement, "file of the users to personalise"),
+    key("personal_outputs", Kind::Path, Unset, Placement, "their answers, if apart (lamp, oppu)"),
+    key("personal_profiles", Kind::Path, Unset, Placement, "their profile texts (oppu)"),
+    key("population", Kind::Path, Unset, Placement, "file of the users of the population stage"),
+    key("population_outputs", Kind::Path, Unset, Placement, "their answers, if apart (lamp)"),
+    key("population_profiles", Kind::Path, Unset, Placement, "their profile texts (oppu)"),
     key("personal_users", COUNT, Unset, Result, "at most so many personal users"),
     key("population_users", COUNT, Unset, Result, "at most so many population users"),
     key("population_examples", COUNT, Unset, Result, "at most so many population examples"),
@@ -168,17 +179,71 @@ const DATA: &[Key] = &[
     key("strict", Kind::Bool, Is("false"), Result, "a bad user ends the run"),
 ];
 
+const RETRIEVERS: &[&str] =
+    &["bm25-okapi", "bm25-study", "recency", "random", "full_random", "ranbm25", "mixed"];
+/// What `mixed` may mix.
+const MIXABLE: Kind = Kind::OneOf(&["bm25-study", "random", "full_random"]);
+
 const PROMPT: &[Key] = &[
     key("template", Kind::NameOrPath, Required, Result, "builtin template or a file"),
     key("retrieved", Kind::Int(0, 1000), Is("0"), Result, "history items shown in the prompt"),
     key(
-        "retriever",
-        Kind::OneOf(&["bm25", "recency", "random"]),
-        Is("\"bm25\""),
+        "retrieved_share",
+        Kind::FloatBelow(0.0, 1.0),
+        Is("0.0"),
         Result,
-        "how they are chosen",
+        "share of the history shown instead; 0 is off",
     ),
+    key("retriever", Kind::OneOf(RETRIEVERS), Is("\"bm25-okapi\""), Result, "how they are chosen"),
+    key("input_retriever", MIXABLE, Is("\"random\""), Result, "with mixed: chooses the inputs"),
+    key("output_retriever", MIXABLE, Is("\"random\""), Result, "with mixed: chooses the outputs"),
+    key(
+        "offset",
+        Kind::Float(0.0, 1e6),
+        Is("0.0"),
+        Result,
+        "best items passed over: from 1 a number, below a share of the history",
+    ),
+    key(
+        "order",
+        Kind::OneOf(&["start", "end", "middle", "random"]),
+        Is("\"start\""),
+        Result,
+        "where the best item stands",
+    ),
+    key(
+        "ablation",
+        Kind::OneOf(&["both", "only_input", "only_output"]),
+        Is("\"both\""),
+        Result,
+        "what of an item is shown (layout study)",
+    ),
+    key("decouple", Kind::Bool, Is("false"), Result, "outputs are no part of the searched text"),
+    key(
+        "pool_items",
+        COUNT,
+        Unset,
+        Result,
+        "with ranbm25: items drawn; unset is the task's number",
+    ),
+    key("retrieval_seed", Kind::Int(0, i64::MAX), Unset, Result, "unset is run.seed"),
     key("max_length", Kind::Int(8, 1 << 20), Is("512"), Result, "tokens of an example"),
+];
+
+/// Profile texts in front of prompts (OPPU's PAG).
+const PROFILE: &[Key] = &[
+    key(
+        "source",
+        Kind::OneOf(&["none", "file", "generate"]),
+        Is("\"none\""),
+        Result,
+        "no profiles, the data's, or written by the base",
+    ),
+    key("items", COUNT, Is("10"), Result, "history items the base sees, drawn at random"),
+    key("max_new_tokens", Kind::Int(1, 1 << 20), Is("200"), Result, "tokens written at most"),
+    key("temperature", Kind::Float(0.0, 100.0), Is("0.6"), Result, "0 is greedy"),
+    key("top_k", Kind::Int(0, 1 << 24), Is("10"), Result, "best tokens kept; 0 is all"),
+    key("top_p", Kind::Float(1e-6, 1.0), Is("0.9"), Result, "probability mass kept"),
 ];
 
 const POPULATION: &[Key] = &[
@@ -245,6 +310,7 @@ pub const SECTIONS: &[Section] = &[
     Section { name: "base", keys: BASE, recipe: false },
     Section { name: "data", keys: DATA, recipe: false },
     Section { name: "prompt", keys: PROMPT, recipe: false },
+    Section { name: "profile", keys: PROFILE, recipe: false },
     Section { name: "population", keys: POPULATION, recipe: true },
     Section { name: "individual", keys: INDIVIDUAL, recipe: true },
     Section { name: "engine", keys: ENGINE, recipe: false },

@@ -4,7 +4,7 @@ use super::document::Document;
 use super::error::{Error, Suggestion};
 use super::keys::{Default, Key, Kind, OVERRIDE, OVERRIDES, RECIPE, SECTIONS, Section};
 use super::recipe::{RECIPES, ROOT};
-use super::resolved::{Arm, Config, Source};
+use super::resolved::{Arm, Config, Data, ProfileSource, Source};
 use super::value::{Checker, nearest};
 use serde::Deserialize as _;
 use std::collections::{BTreeMap, BTreeSet};
@@ -70,36 +70,21 @@ impl Document {
         };
         let data = &config.data;
         let stage = config.population.enabled;
-        match data.source {
-            Source::Jsonl => {
-                if data.personal.is_none() {
-                    return conflict("data.personal", "must be set with source = \"jsonl\"");
-                }
-                if stage && data.population.is_none() {
-                    let reason =
-                        "must be set with source = \"jsonl\" unless population.enabled = false";
-                    return conflict("data.population", reason);
-                }
-                if data.path.is_some() {
-                    return conflict("data.path", "has no meaning with source = \"jsonl\"");
-                }
-            }
-            Source::Ml100k => {
-                if data.path.is_none() {
-                    return conflict("data.path", "must be set with source = \"ml-100k\"");
-                }
-                if data.personal.is_some() || data.population.is_some() {
-                    let key =
-                        if data.personal.is_some() { "data.personal" } else { "data.population" };
-                    return conflict(key, "has a meaning with source = \"jsonl\" only");
-                }
-            }
+        if let Some((key, reason)) = misplaced(data, stage) {
+            return conflict(key, &reason);
         }
         if data.max_history.is_some_and(|most| most < data.min_history) {
             return conflict("data.max_history", "is below data.min_history: no user is left");
         }
         if config.run.arms.contains(&Arm::Population) && !stage {
             return conflict("run.arms", "has \"population\", but population.enabled = false");
+        }
+        let shown = config.prompt.retrieved > 0 || config.prompt.retrieved_share > 0.0;
+        if config.run.arms.contains(&Arm::Rag) && !shown {
+            return conflict("run.arms", "has \"rag\", but prompt.retrieved = 0");
+        }
+        if config.run.arms.contains(&Arm::Pag) && config.profile.source == ProfileSource::None {
+            return conflict("run.arms", "has \"pag\", but profile.source = \"none\"");
         }
         let mut seen = BTreeSet::new();
         for (i, o) in config.individual.overrides.iter().enumerate() {
@@ -110,6 +95,38 @@ impl Document {
         }
         Ok(())
     }
+}
+
+/// The first key of `[data]` that its source needs and lacks, or has and does not know.
+fn misplaced(data: &Data, population: bool) -> Option<(&'static str, String)> {
+    let (source, benchmark) = match data.source {
+        Source::Jsonl => ("jsonl", false),
+        Source::Ml100k => ("ml-100k", false),
+        Source::Lamp => ("lamp", true),
+        Source::Oppu => ("oppu", true),
+    };
+    let ml100k = data.source == Source::Ml100k;
+    let oppu = data.source == Source::Oppu;
+    // Key, whether it is set, whether it must be, whether it may be.
+    let rules = [
+        ("data.path", data.path.is_some(), ml100k, ml100k),
+        ("data.task", data.task.is_some(), benchmark, benchmark),
+        ("data.personal", data.personal.is_some(), !ml100k, !ml100k),
+        ("data.population", data.population.is_some(), !ml100k && population, !ml100k),
+        ("data.personal_outputs", data.personal_outputs.is_some(), false, benchmark),
+        ("data.population_outputs", data.population_outputs.is_some(), false, benchmark),
+        ("data.personal_profiles", data.personal_profiles.is_some(), false, oppu),
+        ("data.population_profiles", data.population_profiles.is_some(), false, oppu),
+    ];
+    rules.into_iter().find_map(|(key, set, must, may)| match (set, must, may) {
+        (false, true, _) if key == "data.population" => Some((
+            key,
+            format!("must be set with source = \"{source}\" unless population.enabled = false"),
+        )),
+        (false, true, _) => Some((key, format!("must be set with source = \"{source}\""))),
+        (true, _, false) => Some((key, format!("has no meaning with source = \"{source}\""))),
+        _ => None,
+    })
 }
 
 impl Checker<'_> {

@@ -18,6 +18,8 @@ pub struct Config {
     pub data: Data,
     /// `[prompt]`
     pub prompt: Prompt,
+    /// `[profile]`
+    pub profile: Profile,
     /// `[population]`
     pub population: Population,
     /// `[individual]`
@@ -44,16 +46,46 @@ pub struct Run {
     pub arms: Vec<Arm>,
 }
 
-/// A row of the result table.
+/// A row of the result table: what answers, and what it is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arm {
-    /// The base model as it is.
+    /// The base model on the bare question.
     Base,
-    /// The base with the population adapter merged.
+    /// The base model, shown the retrieved items.
+    Rag,
+    /// The base model, shown the retrieved items and the profile text.
+    Pag,
+    /// The base with the population adapter merged, shown what the config says.
     Population,
     /// Every user's own adapter on that.
     Personal,
+    /// Every user's queries answered with the next user's adapter: the gain must be lost.
+    Permuted,
+}
+
+impl Arm {
+    /// Its name in configs, files and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Base => "base",
+            Self::Rag => "rag",
+            Self::Pag => "pag",
+            Self::Population => "population",
+            Self::Personal => "personal",
+            Self::Permuted => "permuted",
+        }
+    }
+
+    /// Whether it answers with personal adapters.
+    pub fn adapted(self) -> bool {
+        matches!(self, Self::Personal | Self::Permuted)
+    }
+
+    /// Whether it answers with the merged base.
+    pub fn merged(self) -> bool {
+        self == Self::Population || self.adapted()
+    }
 }
 
 /// `[base]`: the frozen model.
@@ -73,15 +105,30 @@ pub struct Base {
 pub struct Data {
     /// The reader.
     pub source: Source,
+    /// Task of LaMP's and OPPU's files; set with `lamp` and `oppu`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
     /// Folder of a known data set; set with `ml-100k`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
-    /// JSONL of the users to personalise; set with `jsonl`.
+    /// File of the users to personalise; set with all sources but `ml-100k`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub personal: Option<PathBuf>,
-    /// JSONL of the users of the population stage.
+    /// Their answers, where they lie apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personal_outputs: Option<PathBuf>,
+    /// Their profile texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub personal_profiles: Option<PathBuf>,
+    /// File of the users of the population stage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub population: Option<PathBuf>,
+    /// Their answers, where they lie apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub population_outputs: Option<PathBuf>,
+    /// Their profile texts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub population_profiles: Option<PathBuf>,
     /// Most personal users.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub personal_users: Option<usize>,
@@ -115,6 +162,12 @@ pub enum Source {
     /// MovieLens 100K.
     #[serde(rename = "ml-100k")]
     Ml100k,
+    /// Questions and outputs of the LaMP benchmark.
+    #[serde(rename = "lamp")]
+    Lamp,
+    /// The files of OPPU's repository.
+    #[serde(rename = "oppu")]
+    Oppu,
 }
 
 /// `[prompt]`: how a record becomes text.
@@ -125,22 +178,109 @@ pub struct Prompt {
     pub template: String,
     /// History items shown.
     pub retrieved: usize,
+    /// Share of the history shown instead; 0 is off.
+    pub retrieved_share: f64,
     /// How they are chosen.
     pub retriever: RetrieverKind,
+    /// With [`RetrieverKind::Mixed`]: chooses the inputs.
+    pub input_retriever: RetrieverKind,
+    /// With [`RetrieverKind::Mixed`]: chooses the outputs.
+    pub output_retriever: RetrieverKind,
+    /// Best items passed over: from 1 a number, below a share of the history.
+    pub offset: f64,
+    /// Where the best item stands.
+    pub order: OrderKind,
+    /// What of an item is shown.
+    pub ablation: AblationKind,
+    /// Outputs are no part of the searched text.
+    pub decouple: bool,
+    /// With [`RetrieverKind::RanBm25`]: items drawn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool_items: Option<usize>,
+    /// Seed of retrieval; unset is the run's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retrieval_seed: Option<u64>,
     /// Tokens of an example.
     pub max_length: usize,
 }
 
-/// How history items are chosen for a prompt.
+/// How history items are chosen for a prompt; the rules are in `retrieval`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum RetrieverKind {
-    /// Okapi BM25.
-    Bm25,
+    /// Okapi BM25 as OPPU and LaMP use it.
+    #[serde(rename = "bm25-okapi")]
+    Bm25Okapi,
+    /// The BM25 of the user-profile study.
+    #[serde(rename = "bm25-study")]
+    Bm25Study,
     /// The newest.
     Recency,
-    /// Random ones, by the user's own stream.
+    /// Random ones of the user's own.
     Random,
+    /// Random ones of anybody's.
+    FullRandom,
+    /// BM25 among random ones of anybody's.
+    #[serde(rename = "ranbm25")]
+    RanBm25,
+    /// Inputs by one retriever, outputs by another.
+    Mixed,
+}
+
+/// Where the best item stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OrderKind {
+    /// First.
+    Start,
+    /// Last.
+    End,
+    /// In the middle.
+    Middle,
+    /// Anywhere.
+    Random,
+}
+
+/// What of an item is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AblationKind {
+    /// Input and output.
+    Both,
+    /// The input alone.
+    OnlyInput,
+    /// The output alone.
+    OnlyOutput,
+}
+
+/// `[profile]`: a text about the user in front of prompts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Where it comes from.
+    pub source: ProfileSource,
+    /// History items the base sees when it writes one.
+    pub items: usize,
+    /// Tokens written at most.
+    pub max_new_tokens: usize,
+    /// 0 is greedy.
+    pub temperature: f64,
+    /// Best tokens kept; 0 is all.
+    pub top_k: usize,
+    /// Probability mass kept.
+    pub top_p: f64,
+}
+
+/// Where profile texts come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProfileSource {
+    /// There are none.
+    None,
+    /// The data.
+    File,
+    /// The base writes them.
+    Generate,
 }
 
 /// `[population]`: the stage before the personal one.
