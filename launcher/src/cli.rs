@@ -59,6 +59,9 @@ pub(crate) struct RunArgs {
     /// The config file (TOML).
     #[arg(long, value_name = "FILE")]
     pub(crate) config: PathBuf,
+    /// Lays `[variant.NAME]` of the file over the rest of it. Can be repeated.
+    #[arg(long = "variant", value_name = "NAME")]
+    pub(crate) variants: Vec<String>,
     /// Sets one key over the file: `individual.learning_rate=1e-3`. Can be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,

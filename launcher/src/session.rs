@@ -9,7 +9,9 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use trainer::comm::Communicator;
-use trainer::config::{Config, Document, PredictMode, RetrieverKind, Source as SourceKind};
+use trainer::config::{
+    Config, Document, PredictMode, RetrieverKind, Source as SourceKind, Text, read_layers,
+};
 use trainer::data::{Dataset, Index, OnBad, Source, UserRecord, ml100k::Ml100k};
 use trainer::ids::UserId;
 use trainer::lora::{AdapterSpec, SiteList, Target};
@@ -42,23 +44,28 @@ pub(crate) struct Session {
 
 /// The config, read by rank 0 and the same on all ranks.
 pub(crate) fn config(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Config> {
+    document(args, comm)?
+        .resolve(&env.variables())
+        .input("launcher run --config FILE --print-config shows every key")
+}
+
+/// The config as written, with the command line's variants and settings.
+fn document(args: &RunArgs, comm: &dyn Communicator) -> anyhow::Result<Document> {
     let mut text = Vec::new();
     if comm.rank() == 0 {
-        text = std::fs::read(&args.config)
-            .with_context(|| format!("config {}", args.config.display()))
-            .input("give an existing file with --config; the repository's are in configs/")?;
+        let hint = "give a good file with --config; the repository's are in configs/";
+        text = serde_json::to_vec(&read_layers(&args.config).input(hint)?)?;
     }
     comm.broadcast_bytes(0, &mut text)?;
-    let path = std::path::absolute(&args.config)?;
-    let text =
-        String::from_utf8(text).context("the config is not UTF-8").input("save it as UTF-8")?;
-    let mut document = Document::parse(&path, &text).input("the line says what TOML expected")?;
+    let layers: Vec<Text> = serde_json::from_slice(&text)?;
+    let mut document = Document::of_layers(&layers).input("the line says what TOML expected")?;
+    for name in &args.variants {
+        document.choose(name).input("--variant takes a name of a [variant.NAME] in the config")?;
+    }
     for set in &args.sets {
         document.set(set).input("write --set section.key=value")?;
     }
-    document
-        .resolve(&env.variables())
-        .input("launcher run --config FILE --print-config shows every key")
+    Ok(document)
 }
 
 impl Session {

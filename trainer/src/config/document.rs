@@ -1,4 +1,5 @@
-//! A config as it is written: the file's table, `--set` on top, and where every value stands.
+//! A config as it is written: the files it extends, the file, its chosen variants, `--set` on top, and where every
+//! value stands.
 
 use super::error::{Error, Place};
 use std::collections::BTreeMap;
@@ -6,33 +7,113 @@ use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
 use toml::{Spanned, Table, Value};
 
+/// The key that names the files a config goes on from.
+const EXTENDS: &str = "extends";
+/// The table of named changes.
+pub(super) const VARIANT: &str = "variant";
+/// Files that may stand behind one another.
+const MAX_LAYERS: usize = 16;
+
 /// A config as written. Nothing is checked beyond TOML's grammar until [`Document::resolve`].
+///
+/// Layers lie on one another, the later over the earlier: the files named by `extends`, the file, the chosen
+/// `[variant.NAME]`s, every `--set`. A table is merged key by key; anything else is replaced whole.
 #[derive(Debug, Clone)]
 pub struct Document {
     pub(super) file: PathBuf,
     pub(super) table: Table,
     /// Place by path of the key, e.g. `individual.override[0].users`.
     places: BTreeMap<String, Place>,
+    /// The variants laid on, in order.
+    pub(super) chosen: Vec<String>,
+}
+
+/// The text of a config file.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Text {
+    /// The file; absolute, so that its relative paths mean the same everywhere.
+    pub file: PathBuf,
+    /// What it says.
+    pub text: String,
+}
+
+/// Reads a config file and those it extends, each before the one that extends it.
+///
+/// # Errors
+/// A file that cannot be read, is not UTF-8 or not TOML; `extends` that is no text or list of texts, or leads in a
+/// circle.
+pub fn read_layers(file: &Path) -> Result<Vec<Text>, Error> {
+    let mut layers = Vec::new();
+    read_layer(file, &mut Vec::new(), &mut layers)?;
+    Ok(layers)
+}
+
+fn read_layer(file: &Path, above: &mut Vec<PathBuf>, layers: &mut Vec<Text>) -> Result<(), Error> {
+    let unreadable = |source| Error::Read { file: file.to_owned(), source };
+    let whole = super::value::tidy(&std::path::absolute(file).map_err(unreadable)?);
+    let bytes = std::fs::read(&whole).map_err(unreadable)?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let valid = e.utf8_error().valid_up_to();
+        let before = e.as_bytes()[..valid].iter().filter(|&&b| b == b'\n').count();
+        Error::NotUtf8 { place: Place::File { file: whole.clone(), line: Some(before + 1) } }
+    })?;
+    let document = Document::parse(&whole, &text)?;
+    let wrong = |reason: &str| Error::Conflict {
+        place: document.place(EXTENDS),
+        key: EXTENDS.into(),
+        reason: reason.to_owned(),
+    };
+    if above.contains(&whole) || above.len() >= MAX_LAYERS {
+        return Err(wrong("leads in a circle, or over more than 16 files"));
+    }
+    let named = match document.table.get(EXTENDS) {
+        None => Vec::new(),
+        Some(Value::String(one)) => vec![one.clone()],
+        Some(Value::Array(list)) => list
+            .iter()
+            .map(|v| v.as_str().map(str::to_owned).ok_or_else(|| wrong("must name files")))
+            .collect::<Result<_, _>>()?,
+        Some(_) => return Err(wrong("must be a file's name or a list of them")),
+    };
+    above.push(whole.clone());
+    let folder = whole.parent().unwrap_or(Path::new("/"));
+    named.iter().try_for_each(|name| read_layer(&folder.join(name), above, layers))?;
+    above.pop();
+    layers.push(Text { file: whole, text });
+    Ok(())
 }
 
 impl Document {
-    /// Reads a file.
+    /// Reads a file and those it extends.
     ///
     /// # Errors
-    /// A file that cannot be read, is not UTF-8 or not TOML.
+    /// As [`read_layers`].
     pub fn read(file: &Path) -> Result<Self, Error> {
-        let unreadable = |source| Error::Read { file: file.to_owned(), source };
-        let whole = std::path::absolute(file).map_err(unreadable)?;
-        let bytes = std::fs::read(&whole).map_err(unreadable)?;
-        let text = std::str::from_utf8(&bytes).map_err(|e| {
-            let before = bytes[..e.valid_up_to()].iter().filter(|&&b| b == b'\n').count();
-            Error::NotUtf8 { place: Place::File { file: whole.clone(), line: Some(before + 1) } }
-        })?;
-        Self::parse(&whole, text)
+        Self::of_layers(&read_layers(file)?)
     }
 
-    /// Takes the text of `file`; relative paths in it start at the file's folder, so give an absolute path where the
-    /// resolved config is to be read again from elsewhere.
+    /// The document of texts, the last one being the file itself.
+    ///
+    /// # Errors
+    /// Text that is not TOML.
+    pub fn of_layers(layers: &[Text]) -> Result<Self, Error> {
+        let mut whole = Self {
+            file: PathBuf::new(),
+            table: Table::new(),
+            places: BTreeMap::new(),
+            chosen: Vec::new(),
+        };
+        for layer in layers {
+            let mut document = Self::parse(&layer.file, &layer.text)?;
+            document.table.remove(EXTENDS);
+            whole.file = document.file;
+            whole.lay(&document.table, "", &document.places, "");
+        }
+        Ok(whole)
+    }
+
+    /// Takes the text of `file` alone; relative paths in it start at the file's folder, so give an absolute path where
+    /// the resolved config is to be read again from elsewhere.
     ///
     /// # Errors
     /// Text that is not TOML.
@@ -49,7 +130,82 @@ impl Document {
         walk(spans.get_ref(), "", &mut |path, at| {
             places.insert(path, place(Some(line(at))));
         });
-        Ok(Self { file: file.to_owned(), table, places })
+        Ok(Self { file: file.to_owned(), table, places, chosen: Vec::new() })
+    }
+
+    /// The names of the variants.
+    pub fn variants(&self) -> impl Iterator<Item = &str> {
+        let table = self.table.get(VARIANT).and_then(Value::as_table);
+        table.into_iter().flat_map(|t| t.keys().map(String::as_str))
+    }
+
+    /// Lays `[variant.NAME]` over the rest. The name is put behind `run.name` and `run.out_dir`, unless a `--set` says
+    /// what they are: variants do not meet in one folder.
+    ///
+    /// # Errors
+    /// No variant of this name.
+    pub fn choose(&mut self, name: &str) -> Result<(), Error> {
+        let variant = self.table.get(VARIANT).and_then(|t| t.get(name)).and_then(Value::as_table);
+        let Some(variant) = variant.cloned() else {
+            let known: Vec<&str> = self.variants().collect();
+            return Err(Error::NoVariant {
+                file: self.file.clone(),
+                name: name.to_owned(),
+                known: known.join(", ").into(),
+                suggestion: super::value::nearest(name, known.into_iter()),
+            });
+        };
+        let places = self.places.clone();
+        self.lay(&variant, "", &places, &format!("{VARIANT}.{name}."));
+        self.chosen.push(name.to_owned());
+        Ok(())
+    }
+
+    /// Lays a table over what is at `path`; its places are found in `places` behind `prefix`.
+    fn lay(&mut self, table: &Table, path: &str, places: &BTreeMap<String, Place>, prefix: &str) {
+        for (name, value) in table {
+            let at = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+            if let (Some(inner), Some(Value::Table(_))) = (value.as_table(), self.at(&at)) {
+                self.lay(inner, &at, places, prefix);
+                continue;
+            }
+            self.forget(&at);
+            let from = format!("{prefix}{at}");
+            for (key, place) in places.range(from.clone()..) {
+                let Some(rest) = key.strip_prefix(&from) else { break };
+                if rest.is_empty() || rest.starts_with(['.', '[']) {
+                    self.places.insert(format!("{at}{rest}"), place.clone());
+                }
+            }
+            if let Some(around) = self.around(path) {
+                around.insert(name.clone(), value.clone());
+            }
+        }
+    }
+
+    fn at(&self, path: &str) -> Option<&Value> {
+        let (first, rest) = path.split_once('.').map_or((path, None), |(a, b)| (a, Some(b)));
+        let mut value = self.table.get(first)?;
+        for name in rest.into_iter().flat_map(|r| r.split('.')) {
+            value = value.get(name)?;
+        }
+        Some(value)
+    }
+
+    fn around(&mut self, path: &str) -> Option<&mut Table> {
+        let mut table = &mut self.table;
+        for name in path.split('.').filter(|n| !n.is_empty()) {
+            table = table.get_mut(name)?.as_table_mut()?;
+        }
+        Some(table)
+    }
+
+    /// Drops the places of a key and of all below it.
+    fn forget(&mut self, path: &str) {
+        self.places.retain(|at, _| {
+            at.strip_prefix(path)
+                .is_none_or(|rest| !rest.starts_with(['.', '[']) && !rest.is_empty())
+        });
     }
 
     /// Applies one `section.key=value`. The value is TOML (`0.5`, `true`, `["q", "v"]`); what is no TOML value is
@@ -74,10 +230,7 @@ impl Document {
         }
         table.insert((*last).to_owned(), value_of(value.trim()));
         // What stood below the key is gone, with its places.
-        self.places.retain(|at, _| {
-            at.strip_prefix(path)
-                .is_none_or(|rest| !rest.starts_with(['.', '[']) && !rest.is_empty())
-        });
+        self.forget(path);
         self.places.insert(path.to_owned(), Place::Set { assignment: assignment.to_owned() });
         Ok(())
     }

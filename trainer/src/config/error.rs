@@ -131,6 +131,18 @@ pub enum Error {
         /// The names there are.
         known: Box<str>,
     },
+    /// A variant that the config does not have.
+    #[error("{}: no variant `{name}`; there are: {known}{suggestion}", file.display())]
+    NoVariant {
+        /// The config.
+        file: PathBuf,
+        /// The name asked for.
+        name: String,
+        /// The names there are.
+        known: Box<str>,
+        /// What it might have been.
+        suggestion: Suggestion,
+    },
     /// Two keys that do not go together.
     #[error("{place}: `{key}`: {reason}")]
     Conflict {

@@ -13,7 +13,7 @@ mod resolve;
 mod resolved;
 mod value;
 
-pub use document::Document;
+pub use document::{Document, Text, read_layers};
 pub use error::{Error, Place, Suggestion};
 pub use identity::{Difference, Hash};
 pub use keys::{Default, Effect, Key, Kind, OVERRIDE, OVERRIDES, RECIPE, SECTIONS, Section};

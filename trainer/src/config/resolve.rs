@@ -1,7 +1,7 @@
 //! From as written to as meant: known keys only, every value checked, recipes and defaults underneath.
 
-use super::document::Document;
-use super::error::{Error, Suggestion};
+use super::document::{Document, VARIANT};
+use super::error::{Error, Place, Suggestion};
 use super::keys::{Default, Key, Kind, OVERRIDE, OVERRIDES, RECIPE, SECTIONS, Section};
 use super::recipe::{RECIPES, ROOT};
 use super::resolved::{Arm, Config, Data, ProfileSource, Source};
@@ -31,12 +31,25 @@ impl Document {
         for o in &mut config.individual.overrides {
             o.users.sort();
         }
+        self.apart(&mut config);
         self.fitting(&config)?;
         Ok(config)
     }
 
+    /// Puts the chosen variants behind the run's name and folder.
+    fn apart(&self, config: &mut Config) {
+        let free = |key: &str| !matches!(self.place(key), Place::Set { .. });
+        let suffix: String = self.chosen.iter().map(|name| format!("-{name}")).collect();
+        if free("run.name") {
+            config.run.name.push_str(&suffix);
+        }
+        if free("run.out_dir") {
+            config.run.out_dir.as_mut_os_string().push(suffix);
+        }
+    }
+
     fn known_sections(&self) -> Result<(), Error> {
-        for (name, value) in &self.table {
+        for (name, value) in self.table.iter().filter(|(name, _)| *name != VARIANT) {
             let known = SECTIONS.iter().any(|s| s.name == name);
             if !known {
                 let suggestion = match owner(name, "") {

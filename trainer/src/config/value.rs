@@ -1,7 +1,7 @@
 //! One value against its kind: type, range, variables, paths.
 
 use super::document::Document;
-use super::error::{Error, Suggestion};
+use super::error::{Error, Place, Suggestion};
 use super::keys::Kind;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -102,20 +102,25 @@ impl Checker<'_> {
         Ok(out)
     }
 
-    /// The path with variables put in, joined to the file's folder, `.` and `x/..` taken out; none if it is empty,
+    /// The path with variables put in, joined to the folder of the file that says it (of the config for a `--set`), `.` and `x/..` taken out; none if it is empty,
     /// starts with `~` or holds a NUL.
     fn path(&self, path: &str, text: &str) -> Result<Option<Value>, Error> {
         let text = self.expand(path, text)?;
         if text.is_empty() || text == "~" || text.starts_with("~/") || text.contains('\0') {
             return Ok(None);
         }
-        let folder = self.document.file.parent().unwrap_or(Path::new(""));
+        let place = self.document.place(path);
+        let file = match &place {
+            Place::File { file, .. } => file,
+            Place::Set { .. } => &self.document.file,
+        };
+        let folder = file.parent().unwrap_or(Path::new(""));
         Ok(tidy(&folder.join(text)).to_str().map(Value::from))
     }
 }
 
 /// Takes out `.` and `x/..` without looking at the file system (so a link's `..` is that of its name).
-fn tidy(path: &Path) -> PathBuf {
+pub(super) fn tidy(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {
         let last = out.components().next_back();
