@@ -11,7 +11,7 @@ const LINE_EVERY: Duration = Duration::from_secs(30);
 /// Progress of one stage on rank 0; silent on the others.
 #[derive(Debug)]
 pub(crate) struct Progress {
-    stage: &'static str,
+    stage: String,
     bar: Option<ProgressBar>,
     lines: bool,
     total: u64,
@@ -23,16 +23,17 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    pub(crate) fn new(stage: &'static str, total: u64, shown: bool) -> Self {
+    pub(crate) fn new(stage: impl Into<String>, total: u64, shown: bool) -> Self {
+        let stage = stage.into();
         let terminal = std::io::stderr().is_terminal();
         let bar = (shown && terminal).then(|| {
             let bar = ProgressBar::new(total);
             if let Ok(style) =
-                ProgressStyle::with_template("{prefix:<11} {wide_bar} {pos}/{len} {msg} {eta} left")
+                ProgressStyle::with_template("{prefix:<14} {wide_bar} {pos}/{len} {msg} {eta} left")
             {
                 bar.set_style(style);
             }
-            bar.set_prefix(stage);
+            bar.set_prefix(stage.clone());
             bar
         });
         let now = Instant::now();
@@ -83,7 +84,7 @@ impl Progress {
             _ => String::new(),
         };
         say(&format!(
-            "{:<11} {}/{} in {:.0} s, {:.0} tokens/s{}{}{eta}",
+            "{:<14} {}/{} in {:.0} s, {:.0} tokens/s{}{}{eta}",
             self.stage,
             self.done,
             self.total,

@@ -117,22 +117,32 @@ pub(crate) fn run(
 fn stages(run: &Run<'_>, until: Until) -> anyhow::Result<Exit> {
     let arms = &run.session.config.run.arms;
     let has = |arm| arms.contains(&arm) && until >= Until::Predict;
-    let base = &run.session.base;
-    let asked = |arm, base| if has(arm) { predict::arm(run, arm, base) } else { Ok(End::Complete) };
-    if asked(Arm::Base, base)? == End::Stopped {
+    let ask = |wanted: &[Arm], base: &MappedBase| -> anyhow::Result<End> {
+        for &arm in wanted.iter().filter(|&&arm| has(arm)) {
+            if predict::arm(run, arm, base)? == End::Stopped {
+                return Ok(End::Stopped);
+            }
+        }
+        Ok(End::Complete)
+    };
+    if ask(&[Arm::Base, Arm::Rag, Arm::Pag], &run.session.base)? == End::Stopped {
         return Ok(requeue(run));
     }
-    let Some(merged) = population::run(run)? else { return Ok(requeue(run)) };
-    if asked(Arm::Population, &merged)? == End::Stopped {
-        return Ok(requeue(run));
-    }
-    if until == Until::Population {
-        return Ok(Exit::Done);
-    }
-    if individual::run(run, &merged)? == End::Stopped
-        || asked(Arm::Personal, &merged)? == End::Stopped
-    {
-        return Ok(requeue(run));
+    // Arms may do without any training.
+    if until <= Until::Individual || arms.iter().any(|arm| arm.merged()) {
+        let Some(merged) = population::run(run)? else { return Ok(requeue(run)) };
+        if ask(&[Arm::Population], &merged)? == End::Stopped {
+            return Ok(requeue(run));
+        }
+        if until == Until::Population {
+            return Ok(Exit::Done);
+        }
+        if (until == Until::Individual || arms.iter().any(|arm| arm.adapted()))
+            && (individual::run(run, &merged)? == End::Stopped
+                || ask(&[Arm::Personal, Arm::Permuted], &merged)? == End::Stopped)
+        {
+            return Ok(requeue(run));
+        }
     }
     if until >= Until::Evaluate {
         evaluate::run(run)?;

@@ -5,6 +5,7 @@ use crate::exit::Fails;
 use crate::watch::Progress;
 use anyhow::Context;
 use kernels::Cpu;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -49,16 +50,15 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
         users: users.len(),
         tokens: 0,
     })?;
-    let store = if arm == Arm::Personal { Some(Store::open(&run.path("store"))?) } else { None };
-    let net = run.network(base, arm == Arm::Personal)?;
-    let mut answerer = Answerer::new(run, &net, arm)?;
-    let stage = match arm {
-        Arm::Base => "ask base",
-        Arm::Population => "ask task",
-        Arm::Personal => "ask own",
-        Arm::Rag | Arm::Pag | Arm::Permuted => "ask",
+    let store = if arm.adapted() { Some(Store::open(&run.path("store"))?) } else { None };
+    let lender = match &store {
+        Some(store) if arm == Arm::Permuted => next_users(run, store)?,
+        _ => BTreeMap::new(),
     };
-    let mut progress = Progress::new(stage, users.len() as u64, run.leads());
+    let net = run.network(base, arm.adapted())?;
+    let mut answerer = Answerer::new(run, &net, arm)?;
+    let mut progress =
+        Progress::new(format!("ask {}", arm.name()), users.len() as u64, run.leads());
     let mut lines = Vec::new();
     let groups = groups(run, &users);
     for group in groups.iter().take_while(|_| !run.stop.load(Ordering::Relaxed)) {
@@ -68,7 +68,8 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
             let adapter = match &store {
                 None => None,
                 Some(store) if store.done().contains_key(&record.id.key()) => {
-                    let adapter = store.get(&record.id.key())?;
+                    let own = record.id.key();
+                    let adapter = store.get(lender.get(&own).unwrap_or(&own))?;
                     Some((adapter.spec, adapter.params))
                 }
                 // Put aside: this user has no personal answers.
@@ -98,6 +99,21 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
         seconds: started.elapsed().as_secs_f64(),
     })?;
     Ok(End::Complete)
+}
+
+/// For every user with an adapter the next such user in the data's order, the first for the last.
+fn next_users(run: &Run<'_>, store: &Store) -> anyhow::Result<BTreeMap<UserKey, UserKey>> {
+    let keys = run.session.index().personal.iter().map(|user| user.key);
+    let done: Vec<UserKey> = keys.filter(|key| store.done().contains_key(key)).collect();
+    if done.len() < 2 {
+        return Err(anyhow::anyhow!(
+            "the arm `permuted` swaps adapters; {} users have one",
+            done.len()
+        ))
+        .input("leave \"permuted\" out of run.arms, or give more users");
+    }
+    let next = done.iter().cycle().skip(1);
+    Ok(done.iter().copied().zip(next.copied()).collect())
 }
 
 /// Users answered together: up to [`GROUP`], and queries up to [`GROUP_QUERIES`] unless one user has more.
@@ -198,8 +214,7 @@ impl<'a> Answerer<'a> {
             rows + predict.batch_queries * predict.max_new_tokens
         };
         let rank = session.max_lora_rank();
-        let adapters =
-            (arm == Arm::Personal).then_some((&session.sites, u32::try_from(GROUP)?, rank));
+        let adapters = arm.adapted().then_some((&session.sites, u32::try_from(GROUP)?, rank));
         Ok(Self {
             run,
             oracle: Oracle::new(net, (rows, cache), adapters, session.rules)?,
