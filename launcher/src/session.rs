@@ -170,7 +170,7 @@ impl Session {
         // A label is scored after the prompt; only written answers need room.
         let reserve = match self.config.predict.mode {
             PredictMode::Label => 1,
-            PredictMode::Generate => self.config.predict.max_new_tokens,
+            PredictMode::Generate => self.max_new_tokens(),
         };
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         for query in self.builder().queries(record, reserve) {
@@ -180,6 +180,12 @@ impl Session {
             }
         }
         (good, bad)
+    }
+
+    /// Tokens of a written answer at most.
+    pub(crate) fn max_new_tokens(&self) -> usize {
+        let own = self.task.template().max_new_tokens as usize;
+        self.config.predict.max_new_tokens.unwrap_or(own)
     }
 
     /// Hash of what can change results: the config's, and the template's words, which may lie in a file of

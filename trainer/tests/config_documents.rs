@@ -65,6 +65,7 @@ fn keys_and_structs_are_the_same() {
         "data.max_history=1",
         "data.max_population_items=1",
         "data.max_queries=1",
+        "predict.max_new_tokens=1",
         "prompt.pool_items=1",
         "prompt.retrieval_seed=1",
         "individual.override=[{ users = ['u'] }]",
@@ -186,6 +187,12 @@ fn defaults_and_recipes() {
     assert_eq!((task.epochs, task.targets.concat()), (3, "qkv".into()));
     let paper = set(&["individual.recipe=oppu-paper"]).unwrap().individual.training;
     assert_eq!((paper.learning_rate, paper.epochs), (1e-5, 3));
+    let lamp = set(&["individual.recipe=lamp-peft"]).unwrap().individual.training;
+    assert_eq!((lamp.alpha, lamp.dropout, lamp.epochs), (32.0, 0.1, 30));
+    assert_eq!(
+        (lamp.weight_decay, lamp.warmup_ratio, lamp.targets.concat()),
+        (1e-4, 0.05, "qkv".into())
+    );
     let mixed = set(&["individual.recipe=personal-small", "individual.alpha=4"]).unwrap();
     assert_eq!((mixed.individual.training.alpha, mixed.individual.training.epochs), (4.0, 4));
 }
@@ -250,7 +257,7 @@ fn messages_name_file_key_line_and_a_guess() {
         (
             "individual",
             "recipe = 'oppu-cod'",
-            "/dir/c.toml:17: `individual.recipe` = \"oppu-cod\": allowed is a recipe's name: \"oppu-code\", \"oppu-paper\", \"personal-small\"; did you mean `oppu-code`?",
+            "/dir/c.toml:17: `individual.recipe` = \"oppu-cod\": allowed is a recipe's name: \"oppu-code\", \"oppu-paper\", \"lamp-peft\", \"personal-small\"; did you mean `oppu-code`?",
         ),
         (
             "individual",

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use trainer::config::{Arm, Config, Document, Recipe, ScheduleKind};
+use trainer::config::{Arm, Config, Document, ProfileSource, Recipe, ScheduleKind};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs")
@@ -15,24 +15,86 @@ fn variables() -> BTreeMap<String, String> {
 }
 
 fn resolve(name: &str) -> Config {
-    let document = Document::read(&folder().join(name)).unwrap();
-    document.resolve(&variables()).unwrap_or_else(|e| panic!("{e}"))
+    of_variants(name, &[])
+}
+
+fn of_variants(name: &str, variants: &[&str]) -> Config {
+    let mut document = Document::read(&folder().join(name)).unwrap();
+    for variant in variants {
+        document.choose(variant).unwrap_or_else(|e| panic!("{e}"));
+    }
+    document.resolve(&variables()).unwrap_or_else(|e| panic!("{name} {variants:?}: {e}"))
+}
+
+fn names() -> Vec<String> {
+    let files = std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
+    let tomls = files.filter(|path| path.extension().is_some_and(|e| e == "toml"));
+    tomls.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
 }
 
 #[test]
-fn every_file_resolves_to_itself_again() {
-    let mut files = 0;
-    for entry in std::fs::read_dir(folder()).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|e| e == "toml") {
-            files += 1;
-            let config = resolve(path.file_name().unwrap().to_str().unwrap());
+fn every_file_and_variant_resolves_to_itself_again() {
+    let mut configs = 0;
+    for name in names() {
+        let document = Document::read(&folder().join(&name)).unwrap();
+        let each = document.variants().map(|v| vec![v]);
+        for variants in std::iter::once(Vec::new()).chain(each) {
+            configs += 1;
+            let config = of_variants(&name, &variants);
             let toml = config.to_toml().unwrap();
             let again = Document::parse(Path::new("/elsewhere/config.toml"), &toml).unwrap();
             assert_eq!(again.resolve(&BTreeMap::new()).unwrap(), config, "{toml}");
         }
     }
-    assert!(files >= 2, "{files} files in configs/");
+    assert!(configs > 50, "{configs} configs in configs/");
+}
+
+/// Methods 1.1 and 1.2: what each variant of OPPU is, for every task of its repository.
+#[test]
+fn oppu_configs_are_the_papers_variants() {
+    let tasks: Vec<String> = names()
+        .into_iter()
+        .filter(|n| n.starts_with("oppu_") && !n.ends_with("_cpu.toml"))
+        .collect();
+    assert_eq!(tasks.len(), 7, "{tasks:?}");
+    let mut folders = std::collections::BTreeSet::new();
+    for name in &tasks {
+        for recipe in ["code", "paper"] {
+            for base in ["smollm2", "llama2-7b"] {
+                for (variant, shown, profile) in [
+                    ("k0", 0, ProfileSource::None),
+                    ("k1", 1, ProfileSource::None),
+                    ("k1-profile", 1, ProfileSource::File),
+                ] {
+                    let mut variants = vec![variant];
+                    variants.extend((recipe == "paper").then_some("paper"));
+                    variants.extend((base == "llama2-7b").then_some(base));
+                    let config = of_variants(name, &variants);
+                    let (task, own) = (&config.population.training, &config.individual.training);
+                    let (rate, own_epochs) = if recipe == "code" { (1e-4, 2) } else { (1e-5, 3) };
+                    assert_eq!((task.learning_rate, task.epochs), (rate, 3));
+                    assert_eq!((own.learning_rate, own.epochs), (rate, own_epochs));
+                    assert_eq!((own.lora_rank, own.alpha, own.batch_size), (8, 8.0, 16));
+                    assert_eq!(own.targets, ["q", "v"]);
+                    assert_eq!(config.prompt.max_length, 2048);
+                    assert_eq!((config.prompt.retrieved, config.profile.source), (shown, profile));
+                    assert!(config.run.arms.contains(&Arm::Permuted));
+                    assert_eq!(config.run.arms.contains(&Arm::Rag), shown > 0);
+                    assert_eq!(config.run.arms.contains(&Arm::Pag), profile != ProfileSource::None);
+                    assert!(
+                        config
+                            .base
+                            .path
+                            .to_str()
+                            .unwrap()
+                            .to_lowercase()
+                            .contains(if base == "smollm2" { "smollm2" } else { "llama-2-7b" })
+                    );
+                    assert!(folders.insert(config.run.out_dir), "a folder of its own");
+                }
+            }
+        }
+    }
 }
 
 #[test]

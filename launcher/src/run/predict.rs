@@ -204,14 +204,14 @@ impl<'a> Answerer<'a> {
             temperature: predict.temperature as f32,
             top_k: u32::try_from(predict.top_k)?,
             top_p: predict.top_p as f32,
-            max_new_tokens: u32::try_from(predict.max_new_tokens)?,
+            max_new_tokens: u32::try_from(session.max_new_tokens())?,
             seed: session.config.run.seed,
         };
         let rows = PACK_ROWS.max(session.rules.chunk_rows);
         let cache = if labels.is_some() {
             0
         } else {
-            rows + predict.batch_queries * predict.max_new_tokens
+            rows + predict.batch_queries * session.max_new_tokens()
         };
         let rank = session.max_lora_rank();
         let adapters = arm.adapted().then_some((&session.sites, u32::try_from(GROUP)?, rank));

@@ -102,6 +102,13 @@ pub(super) const RECIPES: &[Named] = &[
         population: "targets = ['q', 'k', 'v']",
         individual: "targets = ['q', 'v']",
     },
+    // LaMP's per-user LoRA script, with the warm-up and decay of its fine-tuning script.
+    Named {
+        name: "lamp-peft",
+        both: "lora_rank = 8\nalpha = 32.0\ndropout = 0.1\ntargets = ['q', 'k', 'v']\nlearning_rate = 5e-5\nweight_decay = 1e-4\nclip_norm = 1.0\nwarmup_ratio = 0.05\nbatch_size = 16",
+        population: "epochs = 10",
+        individual: "epochs = 30",
+    },
     // For bases of some hundred million parameters and users of some dozens of items: a larger rate, more passes.
     Named {
         name: "personal-small",

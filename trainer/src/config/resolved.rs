@@ -364,8 +364,9 @@ pub enum Recompute {
 pub struct Predict {
     /// Score labels or write text.
     pub mode: PredictMode,
-    /// Tokens written at most.
-    pub max_new_tokens: usize,
+    /// Tokens written at most; unset is the template's number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_new_tokens: Option<usize>,
     /// 0 is greedy.
     pub temperature: f64,
     /// Best tokens kept; 0 is all.
