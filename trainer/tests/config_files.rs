@@ -111,14 +111,14 @@ fn the_demo_is_what_it_says() {
     let data = &config.data;
     let limits =
         [data.personal_users, data.max_history, data.max_queries, data.population_examples];
-    assert_eq!(limits, [24, 64, 20, 1500].map(Some));
+    assert_eq!(limits, [48, 64, 20, 1500].map(Some));
     let (task, own) = (&config.population.training, &config.individual.training);
     let brief = |r: &Recipe| {
         let targets = r.targets.concat();
         (r.lora_rank, r.alpha, targets, r.learning_rate, r.epochs, r.batch_size)
     };
     assert_eq!(brief(task), (8, 16.0, "qkv".into(), 1e-3, 1, 8));
-    assert_eq!(brief(own), (8, 16.0, "qv".into(), 2e-3, 4, 8));
+    assert_eq!(brief(own), (8, 16.0, "qv".into(), 2e-3, 2, 8));
     assert_eq!((own.schedule, own.warmup_ratio), (ScheduleKind::Linear, 0.1));
     assert_eq!(config.population.virtual_shards, 8);
 }
