@@ -9,7 +9,9 @@ mod roofline;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use kernels::Cpu;
-use kernels::attention::{Attention, Backward, Forward, Grads, Heads, Routing, Sequence};
+use kernels::attention::{
+    Attention, Backward, Forward, Grads, Heads, QueryGrads, Routing, Sequence,
+};
 use kernels::backend::{Mat, MatMut};
 use kernels::cpu::CpuBuf;
 use roofline::{D, E, G, H, Work, bench, filled};
@@ -61,7 +63,8 @@ fn run(c: &mut Criterion, name: &str, pack: Pack, q_rows: usize, backward: bool)
     let (q, k, v, dout) =
         (filled(q_rows * D), filled(rows * kv), filled(rows * kv), filled(q_rows * D));
     let (mut out, mut lse) = (filled(q_rows * D), filled(q_rows * H));
-    let (mut dq, mut dkv) = (filled(q_rows * D), filled(rows * 2 * kv));
+    let qkv = D + 2 * kv;
+    let mut grads = filled(rows * qkv);
     let num_sequences = pack.sequences.len();
     let num_groups = pack.groups.len() - 1;
     let sequences: CpuBuf<Sequence> = pack.sequences.into();
@@ -104,11 +107,10 @@ fn run(c: &mut Criterion, name: &str, pack: Pack, q_rows: usize, backward: bool)
             lse: &lse,
             dout: Mat::new(&dout, D),
             grads: Grads {
-                dq: MatMut::new(&mut dq, D),
-                dkv: &mut dkv,
-                dk_start: 0,
-                dv_start: kv,
-                dkv_stride: 2 * kv,
+                rows: MatMut::new(&mut grads, qkv),
+                dq: QueryGrads::Beside(0),
+                dk: D,
+                dv: D + kv,
             },
             q_rows,
             k_rows: rows,

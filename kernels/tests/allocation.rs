@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test panics when wrong")]
 
 use kernels::activation::{self, Activation, Kind};
-use kernels::attention::{self, Attention, Grads, Heads, Routing, Sequence};
+use kernels::attention::{self, Attention, Grads, Heads, QueryGrads, Routing, Sequence};
 use kernels::cpu::CpuBuf;
 use kernels::embedding::{Embed, Embedding};
 use kernels::linear::{HostStorage, Layout, Linear, Shape};
@@ -64,7 +64,6 @@ struct Step {
     groups: CpuBuf<u32>,
     limits: CpuBuf<u32>,
     lse: CpuBuf<f32>,
-    dkv: CpuBuf<f32>,
     head: <Cpu as Linear>::Weight,
     row_weights: CpuBuf<f32>,
     losses: CpuBuf<f32>,
@@ -110,7 +109,6 @@ impl Step {
             groups: vec![0, 1, 4].into(),
             limits: limits.into(),
             lse: buf(T * 4),
-            dkv: buf(T * D),
             head: Cpu.weight(shape, &storage, 0).unwrap(),
             row_weights: buf(T),
             losses: buf(T),
@@ -185,11 +183,10 @@ impl Step {
             lse: &self.lse,
             dout: Mat::new(&self.x, D),
             grads: Grads {
-                dq: MatMut::new(&mut self.dwide, 2 * F),
-                dkv: &mut self.dkv,
-                dk_start: 0,
-                dv_start: 32,
-                dkv_stride: D,
+                rows: MatMut::new(&mut self.dwide, 2 * F),
+                dq: QueryGrads::Beside(0),
+                dk: D,
+                dv: D + 32,
             },
             q_rows,
             k_rows,

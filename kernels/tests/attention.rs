@@ -5,7 +5,9 @@ mod naive;
 mod tolerance;
 
 use candle_core::{D, DType, Device, Tensor, Var};
-use kernels::attention::{Attention, Backward, Forward, Grads, Heads, Routing, Sequence};
+use kernels::attention::{
+    Attention, Backward, Forward, Grads, Heads, QueryGrads, Routing, Sequence,
+};
 use kernels::backend::{Backend, Mat, MatMut};
 use kernels::{Cpu, Error};
 use naive::{Naive, download, numbers, upload};
@@ -100,6 +102,10 @@ impl Case {
         (self.q.len() / self.heads.q_dim(), self.k.len() / self.heads.kv_dim())
     }
 
+    fn queries_are_keys(&self) -> bool {
+        self.sequences.iter().all(|s| (s.q_start, s.q_len) == (s.k_start, s.k_len))
+    }
+
     /// The group alone, its rows moved to the front.
     fn only(&self, group: usize) -> (Self, std::ops::Range<usize>, std::ops::Range<usize>) {
         let range = self.groups[group] as usize..self.groups[group + 1] as usize;
@@ -131,8 +137,8 @@ impl Case {
     }
 }
 
-/// Runs both directions. `K` and `V` lie side by side in rows with a gap, and so do their gradients
-/// (`apart`: the gradients lie one after the other); all outputs begin as NaN.
+/// Runs both directions. `K` and `V` lie side by side in rows with a gap, and so do their gradients and,
+/// unless `apart` or the queries are other rows, `dQ`; all outputs begin as NaN, and gaps keep theirs.
 fn run<B: Attention + Backend<Act = f32>>(b: &B, case: &Case, apart: bool) -> Output {
     let (heads, (q_rows, k_rows)) = (case.heads, case.rows());
     let (qd, kd) = (heads.q_dim(), heads.kv_dim());
@@ -170,28 +176,44 @@ fn run<B: Attention + Backend<Act = f32>>(b: &B, case: &Case, apart: bool) -> Ou
         k_rows,
     })
     .unwrap();
-    let mut dq = upload(b, &vec![f32::NAN; q_rows * qd]);
-    let (dk_start, dv_start, dkv_stride) =
-        if apart { (k_rows * (kd + 1), 0, kd + 1) } else { (0, kd, stride) };
-    let len = k_rows * if apart { 2 * (kd + 1) } else { stride };
-    let mut dkv = upload(b, &vec![f32::NAN; len]);
-    let dq_to = MatMut::new(&mut dq, qd);
-    let grads = Grads { dq: dq_to, dkv: &mut dkv, dk_start, dv_start, dkv_stride };
+    let beside = !apart && case.queries_are_keys();
+    let mut apart = upload(b, &vec![f32::NAN; q_rows * qd]);
+    // Beside: dV, two, dQ, one, dK, four. Apart: one, dK, dV, four.
+    let (dk, dv, dq, stride) =
+        if beside { (kd + qd + 3, 0, kd + 2, 2 * kd + qd + 7) } else { (1, 1 + kd, 0, 2 * kd + 5) };
+    let start = 3;
+    let mut rows = upload(b, &vec![f32::NAN; start + k_rows * stride]);
+    let grads = Grads {
+        rows: MatMut { buf: &mut rows, start, stride },
+        dq: if beside {
+            QueryGrads::Beside(dq)
+        } else {
+            QueryGrads::Apart(MatMut::new(&mut apart, qd))
+        },
+        dk,
+        dv,
+    };
     let from = Mat::new(&out, qd);
     let args =
         Backward { heads, routing, q, k, v, out: from, lse: &lse, dout, grads, q_rows, k_rows };
     b.attention_backward(args).unwrap();
-    let dkv = download(b, &dkv);
-    let pick = |start: usize| {
-        let rows = (0..k_rows).map(|row| &dkv[start + row * dkv_stride..][..kd]);
-        rows.flatten().copied().collect()
+    let rows = download(b, &rows);
+    let pick = |column: usize, width: usize| -> Vec<f32> {
+        let rows = rows[start..].chunks_exact(stride.max(1));
+        rows.flat_map(|row| &row[column..][..width]).copied().collect()
     };
+    let of_dq = if beside { dq..dq + qd } else { 0..0 };
+    for (i, x) in rows[start..].iter().enumerate() {
+        let c = i % stride;
+        let ours = [dk..dk + kd, dv..dv + kd, of_dq.clone()].iter().any(|r| r.contains(&c));
+        assert!(ours || x.is_nan(), "written beside the gradients, column {c}");
+    }
     Output {
         out: download(b, &out),
         lse: download(b, &lse),
-        dq: download(b, &dq),
-        dk: pick(dk_start),
-        dv: pick(dv_start),
+        dq: if beside { pick(dq, qd) } else { download(b, &apart) },
+        dk: pick(dk, kd),
+        dv: pick(dv, kd),
     }
 }
 
@@ -350,6 +372,74 @@ fn a_group_does_not_see_its_neighbours_nor_the_threads() {
             assert!(nans > 0, "the NaN of group {group} vanished");
         }
     }
+}
+
+#[test]
+fn gradients_are_the_same_bits_wherever_they_lie() {
+    let groups: &[Group<'_>] =
+        &[(0, &[(40, 4)]), (33, &[(20, 3), (0, 0), (70, 5)]), (0, &[(1, 1)])];
+    for (h, g, e) in [(9, 3, 64), (6, 3, 5)] {
+        let case = Case::new(heads(h, g, e), groups, false);
+        assert!(case.queries_are_keys());
+        let (beside, apart) = (run(&Cpu, &case, false), run(&Cpu, &case, true));
+        for ((what, a), (_, b)) in beside.parts().into_iter().zip(apart.parts()) {
+            same_bits(what, a, b);
+        }
+    }
+}
+
+#[test]
+fn gradients_that_overlap_or_do_not_fit_are_refused() {
+    let heads = heads(2, 1, 4);
+    let whole = Case::new(heads, &[(3, &[(4, 1), (2, 1)])], false);
+    let last = Case::new(heads, &[(3, &[(4, 4), (2, 2)])], true);
+    let mut moved = whole.clone();
+    moved.sequences[2] = Sequence { q_start: 8, q_len: 1, ..moved.sequences[2] };
+    // Columns of dQ (8 wide), dK and dV (4 wide), the stride, and rows that the buffer lacks.
+    let check = |case: &Case,
+                 (dq, dk, dv): (usize, usize, usize),
+                 stride: usize,
+                 missing: usize| {
+        let (q_rows, k_rows) = case.rows();
+        let x = upload(&Cpu, &vec![0.0; 9 * 8]);
+        let (sequences, groups, limits) =
+            (upload(&Cpu, &case.sequences), upload(&Cpu, &case.groups), upload(&Cpu, &case.limits));
+        let mut rows = upload(&Cpu, &vec![0.0; (k_rows - missing) * stride]);
+        Cpu.attention_backward(Backward {
+            heads,
+            routing: Routing {
+                sequences: &sequences,
+                num_sequences: case.sequences.len(),
+                groups: &groups,
+                num_groups: case.groups.len() - 1,
+                limits: &limits,
+            },
+            q: Mat::new(&x, 8),
+            k: Mat::new(&x, 4),
+            v: Mat::new(&x, 4),
+            out: Mat::new(&x, 8),
+            lse: &upload(&Cpu, &[0.0; 18]),
+            dout: Mat::new(&x, 8),
+            grads: Grads {
+                rows: MatMut::new(&mut rows, stride),
+                dq: QueryGrads::Beside(dq),
+                dk,
+                dv,
+            },
+            q_rows,
+            k_rows,
+        })
+    };
+    assert_eq!(check(&whole, (0, 8, 12), 16, 0), Ok(()));
+    assert_eq!(check(&whole, (4, 0, 12), 16, 0), Ok(()));
+    assert!(matches!(check(&whole, (0, 7, 12), 16, 0), Err(Error::Shape { what: "dk", .. })));
+    assert!(matches!(check(&whole, (0, 8, 10), 16, 0), Err(Error::Shape { what: "dv", .. })));
+    assert!(matches!(check(&whole, (3, 0, 12), 16, 0), Err(Error::Shape { what: "dq", .. })));
+    assert!(matches!(check(&whole, (0, 8, 12), 15, 0), Err(Error::Shape { .. })));
+    assert!(matches!(check(&whole, (0, 8, usize::MAX), 16, 0), Err(Error::Shape { .. })));
+    assert!(matches!(check(&whole, (0, 8, 12), 16, 1), Err(Error::Length { .. })));
+    assert!(matches!(check(&last, (0, 8, 12), 16, 0), Err(Error::Shape { .. })));
+    assert!(matches!(check(&moved, (0, 8, 12), 16, 0), Err(Error::Routing { .. })));
 }
 
 #[test]

@@ -13,7 +13,7 @@ mod backward;
 mod forward;
 mod tile;
 
-use super::{Attention, Backward, Forward, Heads, Sequence};
+use super::{Attention, Backward, Forward, Grads, Heads, QueryGrads, Sequence};
 use crate::backend::Mat;
 use crate::cpu::{Cpu, CpuBuf};
 use crate::error::{Error, Result};

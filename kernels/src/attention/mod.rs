@@ -14,7 +14,7 @@
 //! summed over its sequences in their order.
 
 use crate::backend::{Backend, Buffer, Mat, MatMut};
-use crate::error::{Error, Result, check_len};
+use crate::error::{Error, Result, check_eq, check_len};
 
 pub mod cpu;
 
@@ -114,7 +114,7 @@ pub struct Backward<'a, B: Backend + ?Sized> {
     pub lse: &'a B::Buf<f32>,
     /// `dO [q_rows, h·e]`.
     pub dout: Mat<'a, B::Buf<B::Act>>,
-    /// `dQ` in a buffer of its own; `dK` and `dV` as two windows of one.
+    /// Where `dQ`, `dK`, `dV` go.
     pub grads: Grads<'a, B>,
     /// Query rows.
     pub q_rows: usize,
@@ -123,18 +123,28 @@ pub struct Backward<'a, B: Backend + ?Sized> {
 }
 
 /// Where the gradients go, all written `=`; rows that no sequence covers become zero.
+///
+/// `dK`, `dV` and, where queries and keys are the same rows, `dQ` are columns of one buffer's rows, as
+/// what reads them together wants them; other columns are left alone.
 #[derive(Debug)]
 pub struct Grads<'a, B: Backend + ?Sized> {
+    /// One row a key, wide enough for the columns below.
+    pub rows: MatMut<'a, B::Buf<B::Act>>,
     /// `dQ [q_rows, h·e]`.
-    pub dq: MatMut<'a, B::Buf<B::Act>>,
-    /// Buffer of `dK` and `dV`.
-    pub dkv: &'a mut B::Buf<B::Act>,
-    /// Element of `dK` of row 0.
-    pub dk_start: usize,
-    /// Element of `dV` of row 0.
-    pub dv_start: usize,
-    /// Elements from one row of `dK`, `dV` to the next.
-    pub dkv_stride: usize,
+    pub dq: QueryGrads<'a, B>,
+    /// First column of `dK [k_rows, g·e]`.
+    pub dk: usize,
+    /// First column of `dV [k_rows, g·e]`.
+    pub dv: usize,
+}
+
+/// Where `dQ` goes.
+#[derive(Debug)]
+pub enum QueryGrads<'a, B: Backend + ?Sized> {
+    /// Beside `dK` and `dV`, from this column on: every sequence's query rows are its key rows.
+    Beside(usize),
+    /// In a buffer of its own, one row a query.
+    Apart(MatMut<'a, B::Buf<B::Act>>),
 }
 
 /// Attention.
@@ -247,11 +257,36 @@ impl<B: Backend + ?Sized> Backward<'_, B> {
         self.out.check(op, "out", self.q_rows, q)?;
         self.dout.check(op, "dout", self.q_rows, q)?;
         check_len(op, "lse", self.q_rows * self.heads.heads, self.lse.len())?;
-        self.grads.dq.check(op, "dq", self.q_rows, q)?;
-        let dkv = |start| Mat { buf: &*self.grads.dkv, start, stride: self.grads.dkv_stride };
-        dkv(self.grads.dk_start).check(op, "dk", self.k_rows, kv)?;
-        dkv(self.grads.dv_start).check(op, "dv", self.k_rows, kv)?;
+        self.grads.check(op, (self.q_rows, q), (self.k_rows, kv))?;
         self.routing.check(op, self.q_rows, self.heads)
+    }
+}
+
+impl<B: Backend + ?Sized> Grads<'_, B> {
+    /// Checks that every column is inside its row and no other's.
+    fn check(
+        &self,
+        op: &'static str,
+        (q_rows, q): (usize, usize),
+        (k_rows, kv): (usize, usize),
+    ) -> Result<()> {
+        let mut columns = [("dk", self.dk, kv), ("dv", self.dv, kv), ("dq", 0, 0)];
+        match &self.dq {
+            QueryGrads::Beside(column) => {
+                check_eq(op, "query rows beside key rows", k_rows, q_rows)?;
+                columns[2] = ("dq", *column, q);
+            }
+            QueryGrads::Apart(dq) => dq.check(op, "dq", q_rows, q)?,
+        }
+        columns.sort_unstable_by_key(|&(_, column, width)| (column, width));
+        let mut end = 0;
+        for (what, column, width) in columns {
+            if column < end {
+                return Err(Error::Shape { op, what, expected: end, got: column });
+            }
+            end = column.saturating_add(width);
+        }
+        self.rows.check(op, "gradients", k_rows, end)
     }
 }
 
@@ -260,6 +295,6 @@ impl<B: Backend + ?Sized> Routing<'_, B> {
         check_len(op, "sequences", self.num_sequences, self.sequences.len())?;
         check_len(op, "groups", self.num_groups + 1, self.groups.len())?;
         check_len(op, "limits", q_rows, self.limits.len())?;
-        crate::error::check_eq(op, "heads modulo kv_heads", 0, heads.heads % heads.kv_heads.max(1))
+        check_eq(op, "heads modulo kv_heads", 0, heads.heads % heads.kv_heads.max(1))
     }
 }

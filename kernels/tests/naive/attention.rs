@@ -2,7 +2,7 @@
 
 use super::{Naive, NaiveBuf};
 use kernels::Mat;
-use kernels::attention::{Attention, Backward, Forward, Heads, Routing, Sequence};
+use kernels::attention::{Attention, Backward, Forward, Heads, QueryGrads, Routing, Sequence};
 use kernels::error::Result;
 
 /// Rows of the keys that query `row` of sequence `s` sees, in order.
@@ -94,15 +94,21 @@ impl Attention for Naive {
                 }
             }
         });
-        let g = a.grads;
+        let mut g = a.grads;
         for (i, x) in dq.iter().enumerate() {
             let (row, c) = (i / a.heads.q_dim(), i % a.heads.q_dim());
-            g.dq.buf.put(g.dq.start + row * g.dq.stride + c, *x);
+            match &mut g.dq {
+                QueryGrads::Beside(column) => {
+                    g.rows.buf.put(g.rows.start + row * g.rows.stride + *column + c, *x);
+                }
+                QueryGrads::Apart(dq) => dq.buf.put(dq.start + row * dq.stride + c, *x),
+            }
         }
         for (i, (dk, dv)) in dk.iter().zip(&dv).enumerate() {
             let (row, c) = (i / kv_dim, i % kv_dim);
-            g.dkv.put(g.dk_start + row * g.dkv_stride + c, *dk);
-            g.dkv.put(g.dv_start + row * g.dkv_stride + c, *dv);
+            let at = g.rows.start + row * g.rows.stride + c;
+            g.rows.buf.put(at + g.dk, *dk);
+            g.rows.buf.put(at + g.dv, *dv);
         }
         Ok(())
     }

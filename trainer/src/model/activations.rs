@@ -58,7 +58,9 @@ pub(super) struct Gradients<B: Backend> {
     pub(super) stream_outputs: B::Buf<B::Act>,
     pub(super) normed: B::Buf<B::Act>,
     pub(super) normed_outputs: B::Buf<B::Act>,
+    /// `[dQ | dK | dV]`, where adapters of all three read it at once; in the last block without `dQ`.
     pub(super) qkv: B::Buf<B::Act>,
+    /// `dQ` of the output rows, which alone have queries in the last block.
     pub(super) q_outputs: B::Buf<B::Act>,
     pub(super) attention: B::Buf<B::Act>,
     pub(super) mlp_in: B::Buf<B::Act>,

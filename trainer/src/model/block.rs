@@ -213,7 +213,7 @@ impl<B: Ops> Pass<'_, B> {
         (grads, reach): (&mut B::Buf<f32>, Reach),
     ) -> Result<()> {
         let (d, lane) = (self.net.dims, &self.batch.full);
-        let Gradients { stream, normed, qkv, q_outputs, attention, mlp_in, hidden, .. } = g;
+        let Gradients { stream, normed, qkv, attention, mlp_in, hidden, .. } = g;
         let buffers = MlpGradients {
             stream: &mut *stream,
             normed: &mut *normed,
@@ -225,9 +225,9 @@ impl<B: Ops> Pass<'_, B> {
             return Ok(());
         }
         let out = (&acts.attention, &acts.lse, &*attention);
-        self.attention_back(lane, self.packed(&acts.qkv), out, (q_outputs, qkv))?;
-        let dq = &mut *q_outputs;
-        self.rotate(lane, MatMut::new(dq, d.q), self.net.heads.heads, true)?;
+        let dq = attention::QueryGrads::Beside(0);
+        self.attention_back(lane, self.packed(&acts.qkv), out, (dq, qkv))?;
+        self.rotate(lane, MatMut::at(qkv, 0, d.qkv), self.net.heads.heads, true)?;
         self.rotate(lane, MatMut::at(qkv, d.q, d.qkv), self.net.heads.kv_heads, true)?;
         self.norm(
             lane.rows,
@@ -237,19 +237,12 @@ impl<B: Ops> Pass<'_, B> {
         )?;
         let x_normed = Mat::new(&scratch.normed, d.hidden);
         if reach.below {
-            self.product_back(
-                lane.rows,
-                Mat::new(dq, d.q),
-                &block.q,
-                MatMut::new(normed, d.hidden),
-                false,
-            )?;
+            let dx = MatMut::new(normed, d.hidden);
+            self.product_back(lane.rows, Mat::at(qkv, 0, d.qkv), &block.q, dx, false)?;
             self.key_value_back(block, qkv, normed, true)?;
         }
         let dx = reach.below.then(|| MatMut::new(&mut *normed, d.hidden));
-        self.adapt_back(lane, &block.sites.q, (x_normed, Mat::new(dq, d.q)), grads, dx)?;
-        let dx = reach.below.then(|| MatMut::new(&mut *normed, d.hidden));
-        self.adapt_back(lane, &block.sites.kv, (x_normed, Mat::new(qkv, d.qkv)), grads, dx)?;
+        self.adapt_back(lane, &block.sites.qkv, (x_normed, Mat::new(qkv, d.qkv)), grads, dx)?;
         if reach.below {
             self.norm_back(
                 lane.rows,
@@ -292,12 +285,9 @@ impl<B: Ops> Pass<'_, B> {
         }
         let (_, k, v) = self.packed(&last.qkv);
         let out = (&last.acts.attention, &last.acts.lse, &g.attention);
-        self.attention_back(
-            outputs,
-            (Mat::new(&last.q, d.q), k, v),
-            out,
-            (&mut g.q_outputs, &mut g.qkv),
-        )?;
+        let dq = attention::QueryGrads::Apart(MatMut::new(&mut g.q_outputs, d.q));
+        let q = Mat::new(&last.q, d.q);
+        self.attention_back(outputs, (q, k, v), out, (dq, &mut g.qkv))?;
         self.rotate(outputs, MatMut::new(&mut g.q_outputs, d.q), self.net.heads.heads, true)?;
         self.rotate(lane, MatMut::at(&mut g.qkv, d.q, d.qkv), self.net.heads.kv_heads, true)?;
         self.norm(
@@ -368,7 +358,7 @@ impl<B: Ops> Pass<'_, B> {
         lane: &DeviceLane<B>,
         (q, k, v): (In<'_, B>, In<'_, B>, In<'_, B>),
         (out, lse, dout): (&Acts<B>, &B::Buf<f32>, &Acts<B>),
-        (dq, dqkv): (&mut Acts<B>, &mut Acts<B>),
+        (dq, dqkv): (attention::QueryGrads<'_, B>, &mut Acts<B>),
     ) -> Result<()> {
         let d = self.net.dims;
         Ok(self.net.backend.attention_backward(attention::Backward {
@@ -380,13 +370,7 @@ impl<B: Ops> Pass<'_, B> {
             out: Mat::new(out, d.q),
             lse,
             dout: Mat::new(dout, d.q),
-            grads: attention::Grads {
-                dq: MatMut::new(dq, d.q),
-                dkv: dqkv,
-                dk_start: d.q,
-                dv_start: d.q + d.kv,
-                dkv_stride: d.qkv,
-            },
+            grads: attention::Grads { rows: MatMut::new(dqkv, d.qkv), dq, dk: d.q, dv: d.q + d.kv },
             q_rows: lane.rows,
             k_rows: self.batch.full.rows,
         })?)

@@ -3,11 +3,11 @@
 //! A *unit* is a run of sequences that share no key with the others: a prefix and all that attend to
 //! it, or one sequence alone. A task owns one key/value head of a unit and takes the unit's sequences
 //! in order, so `dK`, `dV` of a prefix have one fixed order of additions. Gradients gather in dense
-//! scratch, one block for each unit and key/value head, and are copied to the windows by the unit.
+//! scratch, one block for each unit and key/value head, and are copied to their rows by the unit.
 
 use super::tile::{Columns, Line, Recomputed, Scratch, floats, whole_vectors};
-use super::{Backward, COLUMNS, Head, KEYS, Sequence, Span, check_order};
-use crate::backend::Mat;
+use super::{Backward, COLUMNS, Grads, Head, KEYS, QueryGrads, Sequence, Span, check_order};
+use crate::backend::{Mat, MatMut};
 use crate::cpu::{Cpu, CpuBuf};
 use crate::error::{Error, Result};
 use crate::lanes::{self, Kernel, LANES};
@@ -30,19 +30,30 @@ pub(super) fn run(args: Backward<'_, Cpu>) -> Result<()> {
     check_order(OP, sequences, |s| (s.k_start, s.k_len), k_rows)?;
     let head = Head { heads, q, k, v, limits: &routing.limits[..q_rows], kv_head: 0 };
     let kept = Kept { head, out, dout, lse: &lse[..q_rows * heads.heads] };
+    if matches!(grads.dq, QueryGrads::Beside(_)) {
+        check_same_rows(sequences)?;
+    }
     // Taken out, not borrowed: while this call waits, its thread may run a task of another call.
     let (mut units, mut lines) = CALL.take();
     let result = Unit::list(sequences, (q_rows, k_rows), &mut units);
     if result.is_ok() {
-        let layout = Layout::new(&grads.dq, (grads.dk_start, grads.dv_start, grads.dkv_stride));
-        let (first, second) = layout.split_buffers(grads.dkv);
-        let dq_start = grads.dq.start.min(grads.dq.buf.len());
-        let dq = &mut grads.dq.buf[dq_start..];
         let dense = floats(&mut lines, dense_len(&head, (q_rows, k_rows)));
-        each_unit(&kept, sequences, &units, Owned { layout, dq, first, second, dense });
+        each_unit(&kept, sequences, &units, Owned::new(grads, dense));
     }
     CALL.replace((units, lines));
     result
+}
+
+/// Refuses sequences whose queries are other rows than their keys; empty ones do not count.
+fn check_same_rows(sequences: &[Sequence]) -> Result<()> {
+    let other = |s: &Sequence| s.q_len != s.k_len || s.q_len > 0 && s.q_start != s.k_start;
+    match sequences.iter().position(other) {
+        Some(index) => {
+            let what = format!("sequence {index}: dQ beside dK, but its queries are other rows");
+            Err(Error::Routing { op: OP, what })
+        }
+        None => Ok(()),
+    }
 }
 
 /// What a task reads.
@@ -101,64 +112,53 @@ fn dense_len(head: &Head<'_>, (q_rows, k_rows): (usize, usize)) -> usize {
     2 * k_rows * head.heads.kv_heads * padded + q_rows * head.heads.q_dim()
 }
 
-/// How the windows of the gradients lie.
+/// How the gradients lie in their rows.
 #[derive(Debug, Clone, Copy)]
 struct Layout {
-    dq_stride: usize,
-    dk_start: usize,
-    dv_start: usize,
+    /// Elements from one row of keys to the next.
     stride: usize,
-    /// `dK` and `dV` are columns of the same rows; else one lies wholly before the other.
-    same_rows: bool,
-}
-
-impl Layout {
-    fn new(
-        dq: &crate::MatMut<'_, CpuBuf<f32>>,
-        (dk_start, dv_start, stride): (usize, usize, usize),
-    ) -> Self {
-        let same_rows = dk_start.abs_diff(dv_start) < stride;
-        Self { dq_stride: dq.stride, dk_start, dv_start, stride, same_rows }
-    }
-
-    /// The buffer from the first window's row 0 on, and from the second's if its rows are others.
-    fn split_buffers<'a>(&self, buf: &'a mut [f32]) -> (&'a mut [f32], &'a mut [f32]) {
-        let len = buf.len();
-        let low = self.dk_start.min(self.dv_start).min(len);
-        let high = self.dk_start.max(self.dv_start).min(len);
-        if self.same_rows {
-            (&mut buf[low..], &mut [])
-        } else {
-            let (first, second) = buf.split_at_mut(high);
-            (&mut first[low..], second)
-        }
-    }
+    /// The same of the rows of `dQ`, where they are apart.
+    dq_stride: usize,
+    /// First column of `dQ` where it lies beside the others.
+    dq: Option<usize>,
+    dk: usize,
+    dv: usize,
 }
 
 /// What a task writes: gradients of its units' rows, and its part of the dense scratch.
 struct Owned<'a> {
     layout: Layout,
+    /// Rows of keys.
+    rows: &'a mut [f32],
+    /// Rows of queries; empty where `dQ` lies beside the others.
     dq: &'a mut [f32],
-    first: &'a mut [f32],
-    second: &'a mut [f32],
     dense: &'a mut [f32],
 }
 
 impl<'a> Owned<'a> {
+    fn new(Grads { rows, dq, dk, dv }: Grads<'a, Cpu>, dense: &'a mut [f32]) -> Self {
+        let cut = |window: MatMut<'a, CpuBuf<f32>>| {
+            let start = window.start.min(window.buf.len());
+            (&mut window.buf[start..], window.stride)
+        };
+        let (column, (dq, dq_stride)) = match dq {
+            QueryGrads::Beside(column) => (Some(column), Default::default()),
+            QueryGrads::Apart(window) => (None, cut(window)),
+        };
+        let (rows, stride) = cut(rows);
+        Self { layout: Layout { stride, dq_stride, dq: column, dk, dv }, rows, dq, dense }
+    }
+
     fn split_at(self, (q_rows, k_rows): (usize, usize), dense: usize) -> (Self, Self) {
         let cut = |x: &'a mut [f32], at: usize| {
             let at = at.min(x.len());
             x.split_at_mut(at)
         };
         let layout = self.layout;
-        let (a, b) = cut(self.dq, q_rows * layout.dq_stride);
-        let (c, d) = cut(self.first, k_rows * layout.stride);
-        let (e, f) = cut(self.second, k_rows * layout.stride);
-        let (g, h) = cut(self.dense, dense);
-        (
-            Self { layout, dq: a, first: c, second: e, dense: g },
-            Self { layout, dq: b, first: d, second: f, dense: h },
-        )
+        let (a, b) = cut(self.rows, k_rows * layout.stride);
+        let (c, d) = cut(self.dq, q_rows * layout.dq_stride);
+        let (e, f) = cut(self.dense, dense);
+        (Self { layout, rows: a, dq: c, dense: e }, Self { layout, rows: b, dq: d, dense: f })
     }
 }
 
@@ -176,12 +176,12 @@ fn each_unit(kept: &Kept<'_>, sequences: &[Sequence], units: &[Unit], owned: Own
     rayon::join(|| each_unit(kept, sequences, left, a), || each_unit(kept, sequences, right, b));
 }
 
-/// The key/value heads of a unit in parallel, then their copy to the windows.
+/// The key/value heads of a unit in parallel, then their copy to the rows.
 fn one_unit(kept: &Kept<'_>, sequences: &[Sequence], unit: &Unit, owned: Owned<'_>) {
     let (q_rows, k_rows) = (unit.q.1 - unit.q.0, unit.k.1 - unit.k.0);
     let kv_heads = kept.head.heads.kv_heads;
     let block = dense_len(&kept.head, (q_rows, k_rows)) / kv_heads.max(1);
-    let Owned { layout, dq, first, second, dense } = owned;
+    let Owned { layout, rows, dq, dense } = owned;
     let sequences = &sequences[unit.sequences.0..unit.sequences.1];
     each_head(kept, (sequences, unit), (0, kv_heads), &mut dense[..block * kv_heads]);
     let (width, per_row) = (kept.head.width(), kept.head.per_row());
@@ -191,22 +191,30 @@ fn one_unit(kept: &Kept<'_>, sequences: &[Sequence], unit: &Unit, owned: Owned<'
     }
     for (kv_head, dense) in dense.chunks_exact(block).enumerate() {
         let (keys, queries) = dense.split_at(2 * k_rows * padded);
-        let of_row = per_row * width;
-        if q_rows > 0 {
-            let rows = dq.chunks_mut(layout.dq_stride);
-            for (row, from) in rows.zip(queries.chunks_exact(of_row)) {
-                row[kv_head * of_row..][..of_row].copy_from_slice(from);
-            }
-        }
         let (dk, dv) = keys.split_at(k_rows * padded);
-        let low = layout.dk_start.min(layout.dv_start);
-        for (start, from) in [(layout.dk_start, dk), (layout.dv_start, dv)] {
-            let to = if layout.same_rows || start == low { &mut *first } else { &mut *second };
-            let column = if layout.same_rows { start - low } else { 0 } + kv_head * width;
-            for (row, from) in to.chunks_mut(layout.stride).zip(from.chunks_exact(padded)) {
-                row[column..][..width].copy_from_slice(&from[..width]);
-            }
+        let column = kv_head * width;
+        put(rows, (layout.stride, layout.dk + column), dk, (padded, width));
+        put(rows, (layout.stride, layout.dv + column), dv, (padded, width));
+        let (of_row, column) = (per_row * width, kv_head * per_row * width);
+        match layout.dq {
+            Some(dq) => put(rows, (layout.stride, dq + column), queries, (of_row, of_row)),
+            None => put(dq, (layout.dq_stride, column), queries, (of_row, of_row)),
         }
+    }
+}
+
+/// Copies the first `width` elements of each dense row of `pitch` to `column` of the rows of `to`.
+fn put(
+    to: &mut [f32],
+    (stride, column): (usize, usize),
+    from: &[f32],
+    (pitch, width): (usize, usize),
+) {
+    if from.is_empty() {
+        return; // no row, and perhaps no stride
+    }
+    for (to, from) in to.chunks_mut(stride).zip(from.chunks_exact(pitch)) {
+        to[column..][..width].copy_from_slice(&from[..width]);
     }
 }
 
