@@ -51,11 +51,10 @@ mod tests {
         assert_eq!(of(Order::End, 4), [3, 2, 1, 0]);
         assert_eq!(of(Order::Middle, 4), [3, 1, 0, 2]);
         assert_eq!(of(Order::Middle, 5), [3, 1, 0, 2, 4]);
-        for n in 0..9 {
+        for n in 0..9_usize {
             // As the study writes it.
             let odds = if n % 2 == 1 { n.saturating_sub(2) } else { n.saturating_sub(1) };
-            let down = (1..=odds).rev().step_by(2).filter(|_| n > 1);
-            let up = (0..n).step_by(2);
+            let (down, up) = ((1..=odds).rev().step_by(2), (0..n).step_by(2));
             assert_eq!(of(Order::Middle, n), down.chain(up).collect::<Vec<_>>());
             let mut random = of(Order::Random, n);
             random.sort_unstable();
