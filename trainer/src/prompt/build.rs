@@ -2,7 +2,7 @@
 
 use super::{Example, PromptError, Query, Task, Tokenize};
 use crate::data::{Item, UserRecord};
-use crate::retrieval::{Request, Retrieval, earlier};
+use crate::retrieval::{History, Request, Retrieval};
 
 /// What is fixed for a run: task, tokenizer, retrieval, length limit.
 #[derive(Clone, Copy)]
@@ -42,10 +42,10 @@ impl Builder<'_> {
     /// Queries to predict, in their order; each sees the whole history and no other query.
     /// `reserve` tokens are left free for the answer.
     pub fn queries(&self, user: &UserRecord, reserve: usize) -> Vec<Result<Query, PromptError>> {
-        let history: Vec<&Item> = user.history.iter().collect();
-        let documents = self.documents(&history);
+        let history = self.history(&user.history.iter().collect::<Vec<_>>());
         let queries = user.queries.iter().map(|item| {
-            let seen = self.seen(user, item, &history, documents.as_deref())?;
+            let seen = self.seen(user, item, history.as_ref(), user.history.len())?;
+            let seen: Vec<&Item> = seen.iter().collect();
             self.task.query(self.tokenizer, item, &seen, (self.max_len, reserve))
         });
         queries.collect()
@@ -58,35 +58,36 @@ impl Builder<'_> {
         items: &[&Item],
         from: usize,
     ) -> Vec<Result<Example, PromptError>> {
-        let documents = self.documents(items);
+        let history = self.history(items);
         let targets = items.iter().enumerate().skip(from);
         let examples = targets.map(|(at, item)| {
-            let before = documents.as_deref().map(|d| earlier(d, at));
-            let seen = self.seen(user, item, earlier(items, at), before)?;
+            let seen = self.seen(user, item, history.as_ref(), at)?;
+            let seen: Vec<&Item> = seen.iter().collect();
             self.task.example(self.tokenizer, item, &seen, self.max_len)
         });
         examples.collect()
     }
 
-    /// The items as documents, none if nothing is retrieved. An item that cannot be a line is empty
-    /// here and fails, named, where it is retrieved.
-    fn documents(&self, items: &[&Item]) -> Option<Vec<String>> {
-        let document = |item: &&Item| self.task.document(item).unwrap_or_default();
-        (self.retrieval.k > 0).then(|| items.iter().map(document).collect())
+    /// The items with their documents, none if nothing is retrieved. An item that cannot be a line is
+    /// empty here and fails, named, where it is retrieved.
+    fn history<'i>(&self, items: &[&'i Item]) -> Option<History<'i>> {
+        let document = |item: &Item| self.task.document(item).unwrap_or_default();
+        let pairs = items.iter().map(|&item| (item, document(item)));
+        (!self.retrieval.is_none()).then(|| History::new(pairs))
     }
 
-    /// The retrieved items, most relevant first.
-    fn seen<'i>(
+    /// The retrieved items, in their order in the prompt.
+    fn seen(
         &self,
         user: &UserRecord,
         item: &Item,
-        candidates: &[&'i Item],
-        documents: Option<&[String]>,
-    ) -> Result<Vec<&'i Item>, PromptError> {
-        let Some(documents) = documents else { return Ok(Vec::new()) };
+        history: Option<&History<'_>>,
+        visible: usize,
+    ) -> Result<Vec<Item>, PromptError> {
+        let Some(history) = history else { return Ok(Vec::new()) };
         let text = self.task.question(item)?;
-        let request = Request { user: user.id.key(), item: &item.id, text: &text };
-        Ok(self.retrieval.rank(documents, &request).into_iter().map(|i| candidates[i]).collect())
+        let request = Request::new(user.id.key(), &item.id, &text);
+        Ok(self.retrieval.choose(history, visible, &request, None)?)
     }
 }
 

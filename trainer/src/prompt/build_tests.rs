@@ -24,7 +24,7 @@ fn user(history: usize, queries: usize) -> UserRecord {
 }
 
 fn builder(task: &Task, retriever: Retriever, k: usize) -> Builder<'_> {
-    let retrieval = Retrieval { retriever, k, seed: 5 };
+    let retrieval = Retrieval::top(retriever, k, 5);
     Builder { task, tokenizer: &LETTERS, retrieval, max_len: 4000 }
 }
 
@@ -68,7 +68,7 @@ proptest! {
         history in 0usize..7, queries in 0usize..4, k in 0usize..4, which in 0usize..3,
     ) {
         let task = Task::new(Template::rating()).unwrap();
-        let retriever = [Retriever::Bm25, Retriever::Recency, Retriever::Random][which];
+        let retriever = [Retriever::Bm25Okapi, Retriever::Recency, Retriever::Random][which];
         let build = builder(&task, retriever, k);
         let user = user(history, queries);
         let examples = build.history_examples(&user).into_iter().enumerate();

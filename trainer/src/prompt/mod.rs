@@ -49,6 +49,9 @@ pub trait Tokenize {
 /// An error of this module.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
+    /// The items in front of a prompt could not be chosen.
+    #[error(transparent)]
+    Retrieval(#[from] crate::retrieval::RetrievalError),
     /// A template that breaks its own rules.
     #[error("template `{template}`, {part}: {what}")]
     Template {
