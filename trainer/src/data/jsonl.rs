@@ -1,4 +1,5 @@
-//! Myriad JSONL, one user a line: `{"id": …, "history": [item, …], "queries": [item, …]}`.
+//! Myriad JSONL, one user a line: `{"id": …, "history": [item, …],
+//! "queries": [item, …]}`, and optionally `"profile"`, a text about the user.
 //!
 //! Owns: the streaming [`Reader`] and [`write_user`]. An item is an object of strings, numbers and
 //! booleans; `id` is its id (`h<index>`, `q<index>` when absent), the rest are fields. Numbers become
@@ -161,8 +162,11 @@ struct RecordLine<'a>(&'a UserRecord);
 
 impl Serialize for RecordLine<'_> {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        let mut map = s.serialize_map(Some(3))?;
+        let mut map = s.serialize_map(None)?;
         map.serialize_entry("id", &self.0.id)?;
+        if let Some(profile) = &self.0.profile {
+            map.serialize_entry("profile", profile)?;
+        }
         map.serialize_entry("history", &ItemLines(&self.0.history))?;
         map.serialize_entry("queries", &ItemLines(&self.0.queries))?;
         map.end()

@@ -170,9 +170,9 @@ fn items(prefix: &'static str) -> impl Strategy<Value = Vec<Item>> {
 
 proptest! {
     #[test]
-    fn written_records_read_back(id in "\\PC{1,20}", history in items("../"), queries in items("é")) {
+    fn written_records_read_back(id in "\\PC{1,20}", history in items("../"), queries in items("é"), profile in proptest::option::of(any::<String>())) {
         prop_assume!(!history.is_empty());
-        let record = UserRecord { id: UserId::new(&id), history, queries };
+        let record = UserRecord { id: UserId::new(&id), history, queries, profile };
         let mut line = Vec::new();
         write_user(&mut line, &record).unwrap();
         prop_assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);

@@ -15,6 +15,7 @@ pub mod jsonl;
 mod lines;
 pub mod ml100k;
 mod ml100k_table;
+mod visit;
 
 pub use check::{Report, check};
 pub use dataset::{Dataset, Index, OnBad, Records, Source, UserSummary, load};
@@ -56,6 +57,8 @@ pub struct UserRecord {
     pub history: Vec<Item>,
     /// Held-out items of a personal user; training items of a population user.
     pub queries: Vec<Item>,
+    /// A text about the user that stands in front of the prompts (PAG profile), if there is one.
+    pub profile: Option<String>,
 }
 
 /// What a file's users are for; decides which lists may be empty.
