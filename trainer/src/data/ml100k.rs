@@ -121,12 +121,7 @@ fn select(
     let population =
         users.take(selection.population_users.unwrap_or(usize::MAX)).map(|(id, ratings)| {
             let kept = ratings.len().saturating_sub(selection.max_population_items);
-            UserRecord {
-                id,
-                history: Vec::new(),
-                queries: items(&ratings[kept..]),
-                profile: None,
-            }
+            UserRecord { id, history: Vec::new(), queries: items(&ratings[kept..]), profile: None }
         });
     Ok(Chosen { personal, population: population.collect() })
 }
