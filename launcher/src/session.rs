@@ -9,10 +9,8 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use trainer::comm::Communicator;
-use trainer::config::{
-    Config, Document, PredictMode, RetrieverKind, Source as SourceKind, Text, read_layers,
-};
-use trainer::data::{Dataset, Index, OnBad, Source, UserRecord, ml100k::Ml100k};
+use trainer::config::{Config, Document, PredictMode, RetrieverKind, Text, read_layers};
+use trainer::data::{Dataset, Index, OnBad, UserRecord};
 use trainer::ids::UserId;
 use trainer::lora::{AdapterSpec, SiteList, Target};
 use trainer::model::cache::MappedBase;
@@ -80,7 +78,7 @@ impl Session {
         drop(source);
         let data_hint = "docs/guides/data.md says what every reader expects";
         let on_bad = if config.data.strict { OnBad::Stop } else { OnBad::Quarantine };
-        let data = trainer::data::load(&source_of(&config)?, on_bad).input(data_hint)?;
+        let data = trainer::data::load(&crate::source::of(&config)?, on_bad).input(data_hint)?;
         let task =
             Task::new(template(&config)?).input("docs/guides/data.md has the template's fields")?;
         let targets = Target::parse_all(&config.individual.training.targets)
@@ -266,62 +264,4 @@ fn nobody(config: &Config, index: &Index) -> anyhow::Error {
             index.quarantined.len()
         ),
     }
-}
-
-/// A JSONL file is taken as it is: keys that select from a known data set would be ignored.
-fn refuse_selection(config: &Config) -> anyhow::Result<()> {
-    let d = &config.data;
-    let keys = [
-        ("personal_users", d.personal_users),
-        ("population_users", d.population_users),
-        ("max_population_items", d.max_population_items),
-        ("max_history", d.max_history),
-        ("max_queries", d.max_queries),
-    ];
-    match keys.iter().find(|(_, value)| value.is_some()) {
-        None => Ok(()),
-        Some((key, _)) => Err(anyhow::anyhow!("data.{key} selects from ml-100k, not from JSONL"))
-            .input("leave the key out and put the wanted users and items into the file"),
-    }
-}
-
-/// The data set a config names.
-fn source_of(config: &Config) -> anyhow::Result<Source> {
-    let data = &config.data;
-    Ok(match data.source {
-        SourceKind::Jsonl => {
-            refuse_selection(config)?;
-            Source::Jsonl {
-                personal: data
-                    .personal
-                    .clone()
-                    .context("data.personal is not set")
-                    .input("name the JSONL file of the users")?,
-                population: data.population.clone(),
-                max_line_bytes: 64 << 20,
-            }
-        }
-        SourceKind::Lamp | SourceKind::Oppu => anyhow::bail!("not read yet"),
-        SourceKind::Ml100k => {
-            let path = data
-                .path
-                .clone()
-                .context("data.path is not set")
-                .input("scripts/setup fetches ml-100k")?;
-            let selection = Ml100k {
-                personal_users: data.personal_users.unwrap_or(usize::MAX),
-                population_users: data.population_users,
-                min_history: data.min_history,
-                max_history: data.max_history.unwrap_or(usize::MAX),
-                max_queries: data.max_queries.unwrap_or(usize::MAX),
-                max_population_items: data.max_population_items.unwrap_or(usize::MAX),
-                seed: config.run.seed,
-            };
-            if data.personal_users.is_none() {
-                return Err(anyhow::anyhow!("data.personal_users is not set"))
-                    .input("ml-100k needs to know how many users are personal");
-            }
-            Source::Ml100k { path, selection }
-        }
-    })
 }

@@ -425,10 +425,10 @@ fn benchmark_files_need_their_task() {
     let lamp = ["data.source=lamp", "data.task=LaMP_2M", "data.personal_outputs=o.json"];
     let data = set(&lamp).unwrap().data;
     assert_eq!(data.personal_outputs.unwrap(), Path::new("/dir/o.json"));
-    let profiles = set(&[&lamp[..], &["data.personal_profiles=p.json"]].concat()).unwrap_err();
-    assert!(profiles.ends_with("has no meaning with source = \"lamp\""), "{profiles}");
     let oppu = ["data.source=oppu", "data.task=movie_tagging", "data.personal_profiles=p.json"];
     assert!(set(&oppu).is_ok());
+    let outputs = set(&[&oppu[..], &["data.population_outputs=p.json"]].concat()).unwrap_err();
+    assert!(outputs.ends_with("has no meaning with source = \"oppu\""), "{outputs}");
 }
 
 fn layers(texts: &[(&str, &str)]) -> Vec<Text> {

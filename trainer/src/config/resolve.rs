@@ -119,7 +119,6 @@ fn misplaced(data: &Data, population: bool) -> Option<(&'static str, String)> {
         Source::Oppu => ("oppu", true),
     };
     let ml100k = data.source == Source::Ml100k;
-    let oppu = data.source == Source::Oppu;
     // Key, whether it is set, whether it must be, whether it may be.
     let rules = [
         ("data.path", data.path.is_some(), ml100k, ml100k),
@@ -127,9 +126,14 @@ fn misplaced(data: &Data, population: bool) -> Option<(&'static str, String)> {
         ("data.personal", data.personal.is_some(), !ml100k, !ml100k),
         ("data.population", data.population.is_some(), !ml100k && population, !ml100k),
         ("data.personal_outputs", data.personal_outputs.is_some(), false, benchmark),
-        ("data.population_outputs", data.population_outputs.is_some(), false, benchmark),
-        ("data.personal_profiles", data.personal_profiles.is_some(), false, oppu),
-        ("data.population_profiles", data.population_profiles.is_some(), false, oppu),
+        (
+            "data.population_outputs",
+            data.population_outputs.is_some(),
+            false,
+            data.source == Source::Lamp,
+        ),
+        ("data.personal_profiles", data.personal_profiles.is_some(), false, benchmark),
+        ("data.population_profiles", data.population_profiles.is_some(), false, benchmark),
     ];
     rules.into_iter().find_map(|(key, set, must, may)| match (set, must, may) {
         (false, true, _) if key == "data.population" => Some((
