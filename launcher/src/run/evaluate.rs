@@ -56,6 +56,7 @@ fn lead(run: &Run<'_>) -> anyhow::Result<()> {
             confidence: config.evaluate.confidence,
             seed: config.run.seed,
         },
+        ..Options::default()
     };
     let comparison =
         compare(&arms, &options).input("evaluate.metrics must fit the task's answers")?;

@@ -97,6 +97,19 @@ const SHARE: Kind = Kind::Float(0.0, 1.0);
 const POSITIVE: Kind = Kind::Float(1e-12, 1e12);
 const TARGETS: &[&str] =
     &["q", "k", "v", "o", "gate", "up", "down", "c_attn", "attn_c_proj", "c_fc", "mlp_c_proj"];
+const METRICS: &[&str] = &[
+    "accuracy",
+    "macro_f1",
+    "mae",
+    "rmse",
+    "expected_mae",
+    "rouge_1",
+    "rouge_l",
+    "compat_accuracy",
+    "compat_macro_f1",
+    "compat_mae",
+    "compat_rmse",
+];
 
 /// The keys of a recipe, in `[population]`, `[individual]` and `[[individual.override]]`.
 pub const RECIPE: &[Key] = &[
@@ -299,13 +312,7 @@ const PREDICT: &[Key] = &[
 ];
 
 const EVALUATE: &[Key] = &[
-    key(
-        "metrics",
-        Kind::ListOf(&["accuracy", "macro_f1", "mae", "rmse", "expected_mae"]),
-        Required,
-        Result,
-        "columns of the result table",
-    ),
+    key("metrics", Kind::ListOf(METRICS), Required, Result, "columns of the result table"),
     key("bootstrap_samples", Kind::Int(1, 1_000_000), Is("10000"), Result, "resampled users"),
     key("confidence", Kind::Float(0.5, 0.9999), Is("0.95"), Result, "level of the intervals"),
 ];

@@ -415,6 +415,19 @@ pub enum Metric {
     Rmse,
     /// Mean |expected rating - gold|, the expectation under the label probabilities.
     ExpectedMae,
+    /// Plain mean of ROUGE-1 F. LaMP's script prints the median of 1000 unseeded bootstrap means: the fourth digit differs.
+    #[serde(rename = "rouge_1")]
+    Rouge1,
+    /// Plain mean of ROUGE-L F, the longest common subsequence over the whole text.
+    RougeL,
+    /// The user-profile study's: share of answers equal to the gold as they are, white space and all.
+    CompatAccuracy,
+    /// The study's: F1 averaged over the classes that occur, a text that is no label being a class of its own.
+    CompatMacroF1,
+    /// The study's: as `Mae`, an answer that is no number being an error of 5.
+    CompatMae,
+    /// The study's: as `Rmse`, an answer that is no number being an error of 5.
+    CompatRmse,
 }
 
 impl Config {

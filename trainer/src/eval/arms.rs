@@ -65,6 +65,21 @@ impl<'a> Sorted<'a> {
         Ok(Self { name: &arm.name, predictions, bounds })
     }
 
+    /// The users, in the order of `bounds`.
+    pub(super) fn users(&self) -> impl Iterator<Item = &'a UserId> {
+        self.bounds.windows(2).map(|b| &self.predictions[b[0]].user)
+    }
+
+    /// The users that `inside` says true for, one place a user.
+    pub(super) fn only(&self, inside: &[bool]) -> Self {
+        let (mut predictions, mut bounds) = (Vec::new(), vec![0]);
+        for (own, _) in self.bounds.windows(2).zip(inside).filter(|(_, inside)| **inside) {
+            predictions.extend_from_slice(&self.predictions[own[0]..own[1]]);
+            bounds.push(predictions.len());
+        }
+        Self { name: self.name, predictions, bounds }
+    }
+
     /// The sums of a metric, added in canonical order.
     ///
     /// # Errors

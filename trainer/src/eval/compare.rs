@@ -1,26 +1,36 @@
 //! Arms against references, metric by metric, with paired intervals.
 
-use super::arms::{Sorted, Sums};
-use super::bootstrap::Rows;
-use super::{Arm, Bootstrap, EvalError, Interval, Metric, sign_test};
+use super::arms::Sorted;
+use super::history::{self, HistoryGroup};
+use super::leak::{LeakArms, LeakCheck, leak_check};
+use super::movers::Movers;
+use super::panel::Panel;
+use super::{Arm, Bootstrap, EvalError, Interval, Metric};
+use crate::ids::UserId;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What to compare.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Options {
-    /// Metrics, in the table's order.
+    /// Metrics, in the table's order; the first is the primary one.
     pub metrics: Vec<Metric>,
-    /// The task's labels; may be empty for ratings.
+    /// The task's labels; may be empty for ratings and texts.
     pub labels: Vec<String>,
     /// Names of the arms that the others are held against.
     pub references: Vec<String>,
     /// How intervals are made.
     pub bootstrap: Bootstrap,
+    /// History items of every user with labelled queries, for [`Comparison::by_history`]; empty: not known.
+    #[serde(default)]
+    pub history: BTreeMap<UserId, usize>,
+    /// The arms of the leak check; none: it is not made.
+    #[serde(default)]
+    pub leak: Option<LeakArms>,
 }
 
-/// All rows, metric by metric, arms in the order given.
+/// All rows, metric by metric, arms in the order given; what `metrics.json` holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// How the intervals were made.
@@ -29,6 +39,15 @@ pub struct Comparison {
     pub unlabelled: usize,
     /// The rows.
     pub rows: Vec<Row>,
+    /// The same rows over the users with small, medium and large histories; empty if sizes are unknown or all alike.
+    #[serde(default)]
+    pub by_history: Vec<HistoryGroup>,
+    /// Who gains and loses most, for every metric that users have and every arm against the references before it.
+    #[serde(default)]
+    pub movers: Vec<Movers>,
+    /// Whether the gain is personal, under the primary metric.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leak: Option<LeakCheck>,
 }
 
 /// One arm under one metric.
@@ -44,8 +63,12 @@ pub struct Row {
     pub num_users: usize,
     /// The metric over all queries: heavy users count more.
     pub over_queries: f64,
+    /// Its interval; users are drawn.
+    pub interval_over_queries: Interval,
     /// The mean of the users' values: each user counts the same. None for macro-F1.
     pub over_users: Option<f64>,
+    /// Its interval; users are drawn.
+    pub interval_over_users: Option<Interval>,
     /// Against each reference but itself, in the order of the references.
     pub differences: Vec<Difference>,
 }
@@ -97,33 +120,65 @@ pub struct UserCounts {
 ///
 /// # Errors
 /// Arms with equal names, a reference that is no arm, labelled queries not answered by all, golds that
-/// differ, and what the metrics and the bootstrap refuse.
+/// differ, a user without history size where there are any, and what the metrics and the bootstrap refuse.
 pub fn compare(arms: &[Arm], options: &Options) -> Result<Comparison, EvalError> {
+    let sorted = paired(arms)?;
+    let missing = |name: &&String| sorted.iter().all(|arm| arm.name != name.as_str());
+    if let Some(name) = options.references.iter().find(missing) {
+        return Err(EvalError::Arm { name: name.clone(), what: "is a reference and no arm" });
+    }
+    let (rows, movers) = rows(&sorted, options)?;
+    let unlabelled = arms.iter().flat_map(|a| &a.predictions).filter(|p| p.gold.is_none()).count();
+    Ok(Comparison {
+        bootstrap: options.bootstrap.clone(),
+        unlabelled,
+        rows,
+        by_history: history::groups(&sorted, options)?,
+        movers,
+        leak: match (&options.leak, options.metrics.first()) {
+            (Some(names), Some(&metric)) => Some(leak_check(arms, names, metric, options)?),
+            _ => None,
+        },
+    })
+}
+
+/// The arms in canonical order, sure to answer the same queries.
+///
+/// # Errors
+/// As [`compare()`].
+pub(super) fn paired(arms: &[Arm]) -> Result<Vec<Sorted<'_>>, EvalError> {
     let mut names = BTreeSet::new();
     if let Some(arm) = arms.iter().find(|arm| !names.insert(arm.name.as_str())) {
         return Err(EvalError::Arm { name: arm.name.clone(), what: "is there twice" });
-    }
-    if let Some(name) = options.references.iter().find(|name| !names.contains(name.as_str())) {
-        return Err(EvalError::Arm { name: name.clone(), what: "is a reference and no arm" });
     }
     let sorted = arms.iter().map(Sorted::new).collect::<Result<Vec<_>, _>>()?;
     if let Some((first, others)) = sorted.split_first() {
         others.iter().try_for_each(|other| same_queries(first, other))?;
     }
-    let mut rows = Vec::new();
+    Ok(sorted)
+}
+
+/// Rows of every metric and arm, and the users behind their differences.
+pub(super) fn rows(
+    sorted: &[Sorted<'_>],
+    options: &Options,
+) -> Result<(Vec<Row>, Vec<Movers>), EvalError> {
+    let (mut rows, mut movers) = (Vec::new(), Vec::new());
     for &metric in &options.metrics {
-        let sums = sorted.iter().map(|arm| arm.sums(metric, &options.labels));
-        let panel = Panel::new(metric, sums.collect::<Result<_, _>>()?, &options.bootstrap)?;
+        let panel = Panel::new(metric, sorted, options)?;
         for (own, arm) in sorted.iter().enumerate() {
             let against = options.references.iter().filter(|name| *name != arm.name);
             let places = against.filter_map(|name| sorted.iter().position(|a| a.name == name));
-            let differences =
-                places.map(|other| panel.difference(own, other, sorted[other].name)).collect();
-            rows.push(panel.row(own, arm, differences));
+            let places: Vec<usize> = places.collect();
+            let differences = places.iter().map(|&o| panel.difference(own, o, sorted[o].name));
+            rows.push(panel.row(own, arm, differences.collect()));
+            // Against earlier arms only: the mirror of a change says nothing new.
+            for &other in places.iter().filter(|&&other| other < own && metric.per_user()) {
+                movers.push(Movers::new(&panel, sorted, (own, other), &options.history));
+            }
         }
     }
-    let unlabelled = arms.iter().flat_map(|a| &a.predictions).filter(|p| p.gold.is_none()).count();
-    Ok(Comparison { bootstrap: options.bootstrap.clone(), unlabelled, rows })
+    Ok((rows, movers))
 }
 
 /// Refuses arms that do not answer the same labelled queries with the same golds.
@@ -156,108 +211,6 @@ fn same_queries(first: &Sorted<'_>, second: &Sorted<'_>) -> Result<(), EvalError
             user: prediction.user.clone(),
             query: prediction.query.clone(),
         });
-    }
-}
-
-/// One metric: the sums of all arms and their resamples.
-struct Panel<'a> {
-    metric: Metric,
-    bootstrap: &'a Bootstrap,
-    sums: Vec<Sums>,
-    /// Per arm: the users' values.
-    values: Vec<Vec<f64>>,
-    /// Resamples by users, `[arms, columns]` each.
-    by_user: Vec<Vec<f64>>,
-    /// Resamples by queries, `[arms, columns]` each.
-    by_query: Vec<Vec<f64>>,
-    /// Resampled sums of the users' values, `[arms]` each; the users drawn are those of `by_user`.
-    of_values: Vec<Vec<f64>>,
-}
-
-impl<'a> Panel<'a> {
-    fn new(metric: Metric, sums: Vec<Sums>, bootstrap: &'a Bootstrap) -> Result<Self, EvalError> {
-        let values: Vec<Vec<f64>> = sums.iter().map(|s| s.user_values(metric)).collect();
-        let resample = |unit, matrices: Vec<&[f64]>, columns| {
-            let (sums, width) = side_by_side(&matrices, columns);
-            bootstrap.resample(&Rows { unit, sums: &sums, width })
-        };
-        let columns = sums.first().map_or(1, |s| s.columns);
-        let (by_user, by_query, of_values) = if sums.is_empty() {
-            Default::default()
-        } else {
-            (
-                resample("user", sums.iter().map(|s| s.by_user.as_slice()).collect(), columns)?,
-                resample("query", sums.iter().map(|s| s.by_query.as_slice()).collect(), columns)?,
-                resample("user", values.iter().map(Vec::as_slice).collect(), 1)?,
-            )
-        };
-        Ok(Self { metric, bootstrap, sums, values, by_user, by_query, of_values })
-    }
-
-    fn row(&self, own: usize, arm: &Sorted<'_>, differences: Vec<Difference>) -> Row {
-        Row {
-            arm: arm.name.to_owned(),
-            metric: self.metric,
-            num_queries: arm.predictions.len(),
-            num_users: self.values[own].len(),
-            over_queries: self.metric.value(&self.sums[own].all),
-            over_users: self.metric.per_user().then(|| mean(&self.values[own])),
-            differences,
-        }
-    }
-
-    fn difference(&self, own: usize, other: usize, name: &str) -> Difference {
-        let metric = self.metric;
-        let columns = self.sums[own].columns;
-        let apart = |resample: &Vec<f64>| {
-            let of = |arm: usize| metric.value(&resample[arm * columns..(arm + 1) * columns]);
-            of(own) - of(other)
-        };
-        let (mine, theirs) = (&self.values[own], &self.values[other]);
-        let of_means = |resample: &Vec<f64>| (resample[own] - resample[other]) / mine.len() as f64;
-        Difference {
-            reference: name.to_owned(),
-            over_queries: Estimate {
-                value: metric.value(&self.sums[own].all) - metric.value(&self.sums[other].all),
-                interval: self.bootstrap.interval(self.by_user.iter().map(apart)),
-            },
-            over_queries_by_query: self.bootstrap.interval(self.by_query.iter().map(apart)),
-            over_users: metric.per_user().then(|| Estimate {
-                value: mean(mine) - mean(theirs),
-                interval: self.bootstrap.interval(self.of_values.iter().map(of_means)),
-            }),
-            users: metric.per_user().then(|| user_counts(metric, mine, theirs)),
-        }
-    }
-}
-
-/// Matrices `[units, columns]` as one `[units, matrices * columns]`, and its width.
-fn side_by_side(matrices: &[&[f64]], columns: usize) -> (Vec<f64>, usize) {
-    let units = matrices.first().map_or(0, |m| m.len() / columns);
-    let rows = (0..units).flat_map(|unit| {
-        matrices.iter().flat_map(move |m| &m[unit * columns..(unit + 1) * columns]).copied()
-    });
-    (rows.collect(), matrices.len() * columns)
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
-fn user_counts(metric: Metric, arm: &[f64], reference: &[f64]) -> UserCounts {
-    let count = |wanted: fn(&f64, &f64) -> bool| {
-        arm.iter().zip(reference).filter(|(a, r)| wanted(a, r)).count() as u64
-    };
-    let (less, more) = (count(|a, r| a < r), count(|a, r| a > r));
-    let (better, worse) = if metric.lower_is_better() { (less, more) } else { (more, less) };
-    let all = arm.len() as u64;
-    UserCounts {
-        better,
-        worse,
-        equal: all - better - worse,
-        better_share: better as f64 / all as f64,
-        worse_share: worse as f64 / all as f64,
-        sign_test_p: sign_test(better, worse),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::eval::{Prediction, per_user, table};
 use crate::ids::UserId;
+use proptest::prelude::*;
 
 fn prediction(user: &str, query: usize, gold: &str, text: &str) -> Prediction {
     let (user, query) = (UserId::new(user), query.to_string());
@@ -30,11 +31,11 @@ fn options(metrics: &[Metric]) -> Options {
         labels: (1..=5).map(|l| l.to_string()).collect(),
         references: vec!["base".to_owned()],
         bootstrap: Bootstrap { seed: 4, replicates: 300, confidence: 0.9 },
+        ..Options::default()
     }
 }
 
-const ALL: [Metric; 5] =
-    [Metric::Accuracy, Metric::MacroF1, Metric::Mae, Metric::Rmse, Metric::ExpectedMae];
+const ALL: [Metric; 11] = Metric::ALL;
 
 fn arms() -> Vec<Arm> {
     vec![arm("base", ["1", "2", "5", "3"]), arm("own", ["3", "2", "4", "4"])]
@@ -47,7 +48,7 @@ fn near(value: f64, expected: f64) {
 #[test]
 fn values_by_hand() {
     let done = compare(&arms(), &options(&ALL)).unwrap();
-    assert_eq!(done.rows.len(), 10);
+    assert_eq!(done.rows.len(), 22);
     let own = |metric| done.rows.iter().find(|r| r.arm == "own" && r.metric == metric).unwrap();
     let mae = own(Metric::Mae);
     assert_eq!((mae.num_queries, mae.num_users, mae.differences.len()), (4, 3, 1));
@@ -168,4 +169,67 @@ fn what_cannot_be_compared_is_refused_by_name() {
     assert!(text.contains("arm `own`, query \"0\" of user a: no expected rating"), "{text}");
     let empty = [Arm { name: "none".to_owned(), predictions: vec![] }];
     assert!(refused(&empty, &Options { references: vec![], ..mae }).contains("arm `none`"));
+}
+
+/// The values have intervals of their own, around them.
+#[test]
+fn values_lie_in_their_intervals() {
+    for row in compare(&arms(), &options(&ALL)).unwrap().rows {
+        let over = row.interval_over_queries;
+        assert!(over.lo <= over.hi && over.lo >= 0.0, "{row:?}");
+        assert_eq!(row.over_users.is_some(), row.interval_over_users.is_some());
+        if let (Some(value), Some(over)) = (row.over_users, row.interval_over_users) {
+            assert!(over.lo <= value && value <= over.hi, "{row:?}");
+        }
+    }
+    // All users alike: no width.
+    let same = [arm("base", ["1", "1", "1", "1"])];
+    let done = compare(&same, &options(&[Metric::Mae])).unwrap();
+    let row = &done.rows[0];
+    for interval in [row.interval_over_queries, row.interval_over_users.unwrap()] {
+        near(interval.lo, 2.0);
+        near(interval.hi, 2.0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+    /// a - b is minus b - a, values, intervals and counts, for every metric; the order of arms changes no value.
+    #[test]
+    fn differences_are_antisymmetric(
+        answers in proptest::collection::vec(("[1-5]", "[1-5]|x|"), 4..5), seed: u64,
+    ) {
+        let pick = |second: bool| {
+            let text = |n: usize| if second { answers[n].1.as_str() } else { answers[n].0.as_str() };
+            [text(0), text(1), text(2), text(3)]
+        };
+        let arms = [arm("a", pick(false)), arm("b", pick(true))];
+        let metrics: Vec<Metric> = ALL.into_iter().filter(|m| *m != Metric::ExpectedMae).collect();
+        let options = Options {
+            references: vec!["a".to_owned(), "b".to_owned()],
+            bootstrap: Bootstrap { seed, replicates: 50, confidence: 0.9 },
+            ..options(&metrics)
+        };
+        let done = compare(&arms, &options).unwrap();
+        for pair in done.rows.chunks(2) {
+            let (ab, ba) = (&pair[0].differences[0], &pair[1].differences[0]);
+            let mirrored = |x: &Estimate, y: &Estimate| {
+                (x.value + y.value).abs() < 1e-12
+                    && (x.interval.lo + y.interval.hi).abs() < 1e-9
+                    && (x.interval.hi + y.interval.lo).abs() < 1e-9
+            };
+            prop_assert!(mirrored(&ab.over_queries, &ba.over_queries), "{:?}", pair);
+            prop_assert_eq!(ab.over_users.is_some(), pair[0].metric.per_user());
+            if let (Some(x), Some(y), Some(u), Some(v)) = (ab.over_users, ba.over_users, ab.users, ba.users) {
+                prop_assert!(mirrored(&x, &y));
+                prop_assert_eq!((u.better, u.worse, u.equal), (v.worse, v.better, v.equal));
+            }
+        }
+        let turned = compare(&[arms[1].clone(), arms[0].clone()], &options).unwrap();
+        for row in &done.rows {
+            let other = turned.rows.iter().find(|r| r.arm == row.arm && r.metric == row.metric).unwrap();
+            prop_assert_eq!((row.over_queries, row.over_users), (other.over_queries, other.over_users));
+            prop_assert_eq!(row.interval_over_queries, other.interval_over_queries);
+        }
+    }
 }

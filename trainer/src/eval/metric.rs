@@ -1,9 +1,10 @@
-//! Metrics by the rules of LaMP's evaluation script, as sums over queries.
+//! Metrics by the rules of LaMP's evaluation script, and the user-profile study's variants of them, as sums over queries.
 //!
 //! Every metric is a function of a few sums ([`Metric::add`], [`Metric::value`]), so means over all
 //! queries, over one user and over a resample are one thing.
 
 use super::EvalError;
+use super::rouge::{rouge_1, rouge_l};
 
 pub use crate::config::Metric;
 
@@ -16,7 +17,22 @@ pub(super) struct Pair<'a> {
 }
 
 impl Metric {
-    /// Name in tables and files.
+    /// Every metric.
+    pub const ALL: [Self; 11] = [
+        Self::Accuracy,
+        Self::MacroF1,
+        Self::Mae,
+        Self::Rmse,
+        Self::ExpectedMae,
+        Self::Rouge1,
+        Self::RougeL,
+        Self::CompatAccuracy,
+        Self::CompatMacroF1,
+        Self::CompatMae,
+        Self::CompatRmse,
+    ];
+
+    /// Name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Accuracy => "accuracy",
@@ -24,26 +40,88 @@ impl Metric {
             Self::Mae => "MAE",
             Self::Rmse => "RMSE",
             Self::ExpectedMae => "MAE (expected)",
+            Self::Rouge1 => "ROUGE-1",
+            Self::RougeL => "ROUGE-L",
+            Self::CompatAccuracy => "accuracy (compat)",
+            Self::CompatMacroF1 => "macro-F1 (compat)",
+            Self::CompatMae => "MAE (compat)",
+            Self::CompatRmse => "RMSE (compat)",
+        }
+    }
+
+    /// Name in configs, on the command line, in JSON and CSV.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Accuracy => "accuracy",
+            Self::MacroF1 => "macro_f1",
+            Self::Mae => "mae",
+            Self::Rmse => "rmse",
+            Self::ExpectedMae => "expected_mae",
+            Self::Rouge1 => "rouge_1",
+            Self::RougeL => "rouge_l",
+            Self::CompatAccuracy => "compat_accuracy",
+            Self::CompatMacroF1 => "compat_macro_f1",
+            Self::CompatMae => "compat_mae",
+            Self::CompatRmse => "compat_rmse",
+        }
+    }
+
+    /// The metric of a [`Metric::key`].
+    ///
+    /// # Errors
+    /// [`EvalError::UnknownMetric`].
+    pub fn from_key(key: &str) -> Result<Self, EvalError> {
+        let found = Self::ALL.into_iter().find(|metric| metric.key() == key);
+        found.ok_or_else(|| EvalError::UnknownMetric { name: key.to_owned() })
+    }
+
+    /// The user-profile study's variant of an official metric; none where it has none of its own.
+    pub fn compat(self) -> Option<Self> {
+        match self {
+            Self::Accuracy => Some(Self::CompatAccuracy),
+            Self::MacroF1 => Some(Self::CompatMacroF1),
+            Self::Mae => Some(Self::CompatMae),
+            Self::Rmse => Some(Self::CompatRmse),
+            _ => None,
         }
     }
 
     /// True for errors, false for shares.
     pub fn lower_is_better(self) -> bool {
-        matches!(self, Self::Mae | Self::Rmse | Self::ExpectedMae)
+        use Metric::{CompatMae, CompatRmse, ExpectedMae, Mae, Rmse};
+        matches!(self, Mae | Rmse | ExpectedMae | CompatMae | CompatRmse)
     }
 
     /// Whether a single user's value means something: macro-F1 over the few labels of a user does not.
     pub fn per_user(self) -> bool {
-        self != Self::MacroF1
+        !matches!(self, Self::MacroF1 | Self::CompatMacroF1)
     }
 
-    /// Number of sums: (total, count), or (tp, predicted, true) per label.
+    /// The metric of (gold, answer) pairs.
+    ///
+    /// # Errors
+    /// No pairs, no labels, a gold that is not a number; always for [`Metric::ExpectedMae`], which needs more than texts.
+    pub fn of_pairs(self, pairs: &[(&str, &str)], labels: &[String]) -> Result<f64, EvalError> {
+        if pairs.is_empty() || self == Self::ExpectedMae {
+            return Err(EvalError::Empty { what: self.name().to_owned() });
+        }
+        let mut sums = vec![0.0; self.columns(labels)?];
+        for &(gold, answer) in pairs {
+            self.add(Pair { gold, answer, expected: None }, labels, &mut sums)?;
+        }
+        Ok(self.value(&sums))
+    }
+
+    /// Number of sums: (total, count), or (tp, predicted, true) per class.
     pub(super) fn columns(self, labels: &[String]) -> Result<usize, EvalError> {
+        use Metric::{Accuracy, CompatMacroF1, MacroF1};
         match self {
-            Self::Accuracy | Self::MacroF1 if labels.is_empty() => {
+            Accuracy | MacroF1 | CompatMacroF1 if labels.is_empty() => {
                 Err(EvalError::NoLabels { metric: self.name() })
             }
-            Self::MacroF1 => Ok(3 * labels.len()),
+            MacroF1 => Ok(3 * labels.len()),
+            // One more for every text that is no label.
+            CompatMacroF1 => Ok(3 * (labels.len() + 1)),
             _ => Ok(2),
         }
     }
@@ -58,25 +136,28 @@ impl Metric {
         labels: &[String],
         sums: &mut [f64],
     ) -> Result<(), EvalError> {
-        let label = |text: &str| labels.iter().position(|l| l.trim() == text.trim());
+        let label = |text: &str| labels.iter().position(|l| strip(l) == strip(text));
+        let as_is = |text: &str| labels.iter().position(|l| l == text).unwrap_or(labels.len());
         let value = match self {
             Self::MacroF1 => {
-                let (gold, answer) = (label(pair.gold), label(pair.answer));
-                if let Some(class) = answer {
-                    sums[3 * class + 1] += 1.0;
-                }
-                if let Some(class) = gold {
-                    sums[3 * class + 2] += 1.0;
-                    sums[3 * class] += if answer == gold { 1.0 } else { 0.0 };
-                }
+                count(label(pair.gold), label(pair.answer), sums);
+                return Ok(());
+            }
+            Self::CompatMacroF1 => {
+                count(Some(as_is(pair.gold)), Some(as_is(pair.answer)), sums);
                 return Ok(());
             }
             Self::Accuracy => f64::from(u8::from(label(pair.gold) == label(pair.answer))),
-            Self::Mae => rating_error(pair.gold, pair.answer)?.abs(),
-            Self::Rmse => rating_error(pair.gold, pair.answer)?.powi(2),
+            Self::CompatAccuracy => f64::from(u8::from(pair.gold == pair.answer)),
+            Self::Mae => rating_error(pair)?.abs(),
+            Self::Rmse => rating_error(pair)?.powi(2),
+            Self::CompatMae => compat_error(pair)?.abs(),
+            Self::CompatRmse => compat_error(pair)?.powi(2),
             Self::ExpectedMae => {
                 (pair.expected.unwrap_or(f64::NAN) - gold_number(pair.gold)?).abs()
             }
+            Self::Rouge1 => rouge_1(pair.gold, pair.answer),
+            Self::RougeL => rouge_l(pair.gold, pair.answer),
         };
         sums[0] += value;
         sums[1] += 1.0;
@@ -85,67 +166,39 @@ impl Metric {
 
     /// The metric of its sums; NaN for no queries.
     pub(super) fn value(self, sums: &[f64]) -> f64 {
+        let f1s = || {
+            sums.chunks_exact(3).map(|class| {
+                let both = class[1] + class[2];
+                (both > 0.0).then(|| 2.0 * class[0] / both)
+            })
+        };
         match self {
-            Self::MacroF1 => {
-                let f1 = |class: &[f64]| {
-                    let both = class[1] + class[2];
-                    if both > 0.0 { 2.0 * class[0] / both } else { 0.0 }
-                };
-                let classes = sums.chunks_exact(3);
-                let count = classes.len() as f64;
-                classes.map(f1).sum::<f64>() / count
-            }
-            Self::Rmse => (sums[0] / sums[1]).sqrt(),
+            Self::MacroF1 => f1s().map(|f1| f1.unwrap_or(0.0)).sum::<f64>() / f1s().count() as f64,
+            Self::CompatMacroF1 => f1s().flatten().sum::<f64>() / f1s().flatten().count() as f64,
+            Self::Rmse | Self::CompatRmse => (sums[0] / sums[1]).sqrt(),
             _ => sums[0] / sums[1],
         }
     }
+}
 
-    fn of(self, pairs: &[(&str, &str)], labels: &[String]) -> Result<f64, EvalError> {
-        if pairs.is_empty() {
-            return Err(EvalError::Empty { what: self.name().to_owned() });
-        }
-        let mut sums = vec![0.0; self.columns(labels)?];
-        for &(gold, answer) in pairs {
-            self.add(Pair { gold, answer, expected: None }, labels, &mut sums)?;
-        }
-        Ok(self.value(&sums))
+/// Adds one query to (tp, predicted, true) of its classes; none is no class.
+fn count(gold: Option<usize>, answer: Option<usize>, sums: &mut [f64]) {
+    if let Some(class) = answer {
+        sums[3 * class + 1] += 1.0;
+    }
+    if let Some(class) = gold {
+        sums[3 * class + 2] += 1.0;
+        sums[3 * class] += if answer == gold { 1.0 } else { 0.0 };
     }
 }
 
-/// [`Metric::Accuracy`] of (gold, answer) pairs.
-///
-/// # Errors
-/// No pairs, no labels.
-pub fn accuracy(pairs: &[(&str, &str)], labels: &[String]) -> Result<f64, EvalError> {
-    Metric::Accuracy.of(pairs, labels)
-}
-
-/// [`Metric::MacroF1`] of (gold, answer) pairs.
-///
-/// # Errors
-/// No pairs, no labels.
-pub fn macro_f1(pairs: &[(&str, &str)], labels: &[String]) -> Result<f64, EvalError> {
-    Metric::MacroF1.of(pairs, labels)
-}
-
-/// [`Metric::Mae`] of (gold, answer) pairs.
-///
-/// # Errors
-/// No pairs, a gold that is not a number.
-pub fn mae(pairs: &[(&str, &str)]) -> Result<f64, EvalError> {
-    Metric::Mae.of(pairs, &[])
-}
-
-/// [`Metric::Rmse`] of (gold, answer) pairs.
-///
-/// # Errors
-/// No pairs, a gold that is not a number.
-pub fn rmse(pairs: &[(&str, &str)]) -> Result<f64, EvalError> {
-    Metric::Rmse.of(pairs, &[])
+/// Python's `strip()`: what Unicode calls white space, and the four ASCII separators.
+pub(super) fn strip(text: &str) -> &str {
+    text.trim_matches(|c: char| c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c))
 }
 
 fn number(text: &str) -> Option<f64> {
-    text.trim().parse().ok().filter(|value: &f64| value.is_finite())
+    strip(text).parse().ok().filter(|value: &f64| value.is_finite())
 }
 
 fn gold_number(gold: &str) -> Result<f64, EvalError> {
@@ -153,61 +206,18 @@ fn gold_number(gold: &str) -> Result<f64, EvalError> {
 }
 
 /// answer - gold, the answer replaced by the farther extreme when it is no number.
-fn rating_error(gold: &str, answer: &str) -> Result<f64, EvalError> {
-    let gold = gold_number(gold)?;
+fn rating_error(pair: Pair<'_>) -> Result<f64, EvalError> {
+    let gold = gold_number(pair.gold)?;
     let farther = if (1.0 - gold).abs() > (5.0 - gold).abs() { 1.0 } else { 5.0 };
-    Ok(number(answer).unwrap_or(farther) - gold)
+    Ok(number(pair.answer).unwrap_or(farther) - gold)
+}
+
+/// answer - gold, the answer replaced by gold - 5 when it is no number.
+fn compat_error(pair: Pair<'_>) -> Result<f64, EvalError> {
+    let gold = gold_number(pair.gold)?;
+    Ok(number(pair.answer).map_or(-5.0, |answer| answer - gold))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn labels(names: &[&str]) -> Vec<String> {
-        names.iter().map(|n| (*n).to_owned()).collect()
-    }
-
-    fn close(value: Result<f64, EvalError>, expected: f64) {
-        let value = value.unwrap();
-        assert!((value - expected).abs() < 1e-12, "{value} for {expected}");
-    }
-
-    /// Values of LaMP's script (scikit-learn).
-    #[test]
-    fn golden_labels() {
-        let abcd = labels(&["a", "b", "c", "d"]);
-        let pairs = [("a", "a"), ("b", " b\n"), ("b", "a"), ("c", "zzz")];
-        close(accuracy(&pairs, &abcd), 0.5);
-        close(macro_f1(&pairs, &abcd), 1.0 / 3.0);
-    }
-
-    #[test]
-    fn unknown_is_one_label_and_no_class() {
-        let ab = labels(&["a", "b"]);
-        close(accuracy(&[("x", "y"), ("a", "y")], &ab), 0.5);
-        close(macro_f1(&[("x", "y"), ("a", "y")], &ab), 0.0);
-        close(macro_f1(&[("a", "a")], &ab), 0.5);
-        // Case counts.
-        close(accuracy(&[("a", "A")], &ab), 0.0);
-    }
-
-    #[test]
-    fn ratings_and_the_farther_extreme() {
-        close(mae(&[("4", " 5 "), ("2", "2.5")]), 0.75);
-        close(rmse(&[("4", "5"), ("2", "5")]), 5.0_f64.sqrt());
-        for (gold, error) in [("1", 4.0), ("2", 3.0), ("3", 2.0), ("4", 3.0), ("5", 4.0)] {
-            for nonsense in ["", "good", "4 stars", "nan", "-inf"] {
-                close(mae(&[(gold, nonsense)]), error);
-                close(rmse(&[(gold, nonsense)]), error);
-            }
-        }
-        assert!(matches!(mae(&[("?", "1")]), Err(EvalError::GoldNotANumber { .. })));
-        assert!(matches!(mae(&[("inf", "1")]), Err(EvalError::GoldNotANumber { .. })));
-    }
-
-    #[test]
-    fn nothing_is_an_error() {
-        assert!(matches!(mae(&[]), Err(EvalError::Empty { .. })));
-        assert!(matches!(macro_f1(&[("a", "a")], &[]), Err(EvalError::NoLabels { .. })));
-    }
-}
+#[path = "metric_tests.rs"]
+mod tests;

@@ -162,7 +162,7 @@ struct Entry {
 }
 
 /// A string, or an integer as written.
-struct Scalar(String);
+pub(super) struct Scalar(pub(super) String);
 
 impl<'de> Deserialize<'de> for Scalar {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
