@@ -12,6 +12,7 @@ mod plan;
 mod prepare;
 mod run;
 mod session;
+mod shown;
 mod source;
 mod watch;
 mod world;

@@ -9,14 +9,14 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use trainer::comm::Communicator;
-use trainer::config::{Config, Document, PredictMode, RetrieverKind, Text, read_layers};
+use trainer::config::{Config, Document, PredictMode, Text, read_layers};
 use trainer::data::{Dataset, Index, OnBad, UserRecord};
 use trainer::ids::UserId;
 use trainer::lora::{AdapterSpec, SiteList, Target};
 use trainer::model::cache::MappedBase;
 use trainer::model::tokenizer::Tokenizer;
 use trainer::prompt::{Builder, Example, Query, Task, Template};
-use trainer::retrieval::{Retrieval, Retriever};
+use trainer::retrieval::Retrieval;
 use trainer::stage::individual::PackRules;
 use trainer::store::Manifest;
 
@@ -35,6 +35,7 @@ pub(crate) struct Session {
     pub(crate) data: Dataset,
     pub(crate) task: Task,
     pub(crate) rules: PackRules,
+    retrieval: Retrieval,
     /// Sites of the personal adapters.
     pub(crate) sites: SiteList,
     pub(crate) targets: Vec<Target>,
@@ -97,9 +98,11 @@ impl Session {
         if data.index().personal.is_empty() {
             return Err(nobody(&config, data.index())).input(data_hint);
         }
+        let retrieval = crate::shown::retrieval(&config)?;
         comm.barrier()?;
         let folder = config.run.out_dir.clone();
-        let session = Self { folder, base, tokenizer, data, task, rules, sites, targets, config };
+        let session =
+            Self { folder, base, tokenizer, data, task, rules, retrieval, sites, targets, config };
         if session.config.data.strict {
             session.refuse_unusable().input("data.strict = false puts such users aside")?;
         }
@@ -127,15 +130,10 @@ impl Session {
 
     pub(crate) fn builder(&self) -> Builder<'_> {
         let prompt = &self.config.prompt;
-        let retriever = match prompt.retriever {
-            RetrieverKind::Recency => Retriever::Recency,
-            RetrieverKind::Random => Retriever::Random,
-            _ => Retriever::Bm25,
-        };
         Builder {
             task: &self.task,
             tokenizer: &self.tokenizer,
-            retrieval: Retrieval { retriever, k: prompt.retrieved, seed: self.config.run.seed },
+            retrieval: self.retrieval,
             max_len: prompt.max_length,
         }
     }

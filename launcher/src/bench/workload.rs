@@ -13,7 +13,7 @@ use trainer::model::cache::MappedBase;
 use trainer::model::network::Network;
 use trainer::model::tokenizer::Tokenizer;
 use trainer::prompt::{Builder, Example, Task, Template};
-use trainer::retrieval::{Retrieval, Retriever};
+use trainer::retrieval::Retrieval;
 use trainer::store::peft::{ExportOptions, Naming, export};
 use trainer::store::{AdapterRef, Commit, Outcome, Provenance, Writer};
 
@@ -79,7 +79,7 @@ impl Workload {
         let builder = Builder {
             task: &self.task,
             tokenizer: &self.tokenizer,
-            retrieval: Retrieval { retriever: Retriever::Recency, k: 0, seed: 0 },
+            retrieval: Retrieval::NONE,
             max_len: MAX_LENGTH,
         };
         let mut real = Vec::new();

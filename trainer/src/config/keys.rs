@@ -192,8 +192,17 @@ const DATA: &[Key] = &[
     key("strict", Kind::Bool, Is("false"), Result, "a bad user ends the run"),
 ];
 
-const RETRIEVERS: &[&str] =
-    &["bm25-okapi", "bm25-study", "recency", "random", "full_random", "ranbm25", "mixed"];
+const RETRIEVERS: &[&str] = &[
+    "bm25-okapi",
+    "bm25-lamp",
+    "bm25-study",
+    "recency",
+    "random",
+    "random-lamp",
+    "full_random",
+    "ranbm25",
+    "mixed",
+];
 /// What `mixed` may mix.
 const MIXABLE: Kind = Kind::OneOf(&["bm25-study", "random", "full_random"]);
 

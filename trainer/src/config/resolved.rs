@@ -208,9 +208,12 @@ pub struct Prompt {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RetrieverKind {
-    /// Okapi BM25 as OPPU and LaMP use it.
+    /// Okapi BM25 over words between single spaces: OPPU's.
     #[serde(rename = "bm25-okapi")]
     Bm25Okapi,
+    /// Okapi BM25 over words between white space: LaMP's.
+    #[serde(rename = "bm25-lamp")]
+    Bm25Lamp,
     /// The BM25 of the user-profile study.
     #[serde(rename = "bm25-study")]
     Bm25Study,
@@ -218,6 +221,9 @@ pub enum RetrieverKind {
     Recency,
     /// Random ones of the user's own.
     Random,
+    /// The same with replacement: LaMP's.
+    #[serde(rename = "random-lamp")]
+    RandomLamp,
     /// Random ones of anybody's.
     FullRandom,
     /// BM25 among random ones of anybody's.
