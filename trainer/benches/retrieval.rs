@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a benchmark panics when wrong; its sizes are small")]
 
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Duration;
@@ -118,8 +119,8 @@ impl Others for Town {
         self.0[user].len()
     }
 
-    fn history(&self, user: usize) -> Result<Vec<Item>, DataError> {
-        Ok(self.0[user].clone())
+    fn history(&self, user: usize) -> Result<Cow<'_, [Item]>, DataError> {
+        Ok(Cow::Borrowed(&self.0[user]))
     }
 
     fn number_of(&self, _: UserKey) -> Option<usize> {

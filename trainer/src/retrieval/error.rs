@@ -15,7 +15,10 @@ pub enum RetrievalError {
         items: usize,
     },
     /// A number that is neither a count nor a share.
-    #[error("{got} is neither a whole number of items nor a share between 0 and 1")]
+    #[error(
+        "{got} is neither a whole number of items, at most {}, nor a share between 0 and 1",
+        super::MOST_ITEMS
+    )]
     Amount {
         /// The number.
         got: f64,
@@ -26,11 +29,16 @@ pub enum RetrievalError {
         /// The retriever.
         retriever: Retriever,
     },
-    /// [`Retriever::RanBm25`] over a pool of no items.
-    #[error("{retriever:?} needs the number of items to pool; it is 0")]
-    NoPool {
+    /// [`Retriever::RanBm25`] over a pool of no items, or of too many.
+    #[error(
+        "{retriever:?} needs the number of items to pool, from 1 to {}; it is {got}",
+        super::MOST_ITEMS
+    )]
+    PoolSize {
         /// The retriever.
         retriever: Retriever,
+        /// The number.
+        got: usize,
     },
     /// Outputs of other items are asked for in a task that has no output field.
     #[error("inputs and outputs cannot be mixed: the task names no output field")]

@@ -14,6 +14,7 @@
 //! Start reading at [`Retrieval`].
 
 mod bm25;
+mod choose;
 mod draw;
 mod error;
 mod history;
@@ -27,9 +28,8 @@ pub use pool::{Others, Pool};
 
 use crate::data::Item;
 use crate::ids::UserKey;
-use bm25::{Index, Split};
+use choose::{Call, merge};
 use draw::{Draws, Purpose};
-use pool::Own;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
@@ -70,11 +70,15 @@ impl Retriever {
     }
 }
 
+/// The largest number of items that can be asked for, passed over or pooled: a typing error beyond it
+/// must not become a run out of memory.
+pub const MOST_ITEMS: usize = 1_000_000;
+
 /// A number of items.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Amount {
-    /// So many.
+    /// So many, at most [`MOST_ITEMS`].
     Count(usize),
     /// A share of those there are, in (0, 1), rounded down.
     Share(f64),
@@ -84,11 +88,12 @@ impl Amount {
     /// Of `len` items.
     ///
     /// # Errors
-    /// [`RetrievalError::Amount`]: a share outside (0, 1).
+    /// [`RetrievalError::Amount`]: a count beyond [`MOST_ITEMS`], a share outside (0, 1).
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "0 <= share < len")]
     pub fn of(self, len: usize) -> Result<usize, RetrievalError> {
         match self {
-            Self::Count(count) => Ok(count),
+            Self::Count(count) if count <= MOST_ITEMS => Ok(count),
+            Self::Count(count) => Err(RetrievalError::Amount { got: count as f64 }),
             Self::Share(share) if share > 0.0 && share < 1.0 => Ok((len as f64 * share) as usize),
             Self::Share(got) => Err(RetrievalError::Amount { got }),
         }
@@ -107,7 +112,7 @@ impl TryFrom<f64> for Amount {
     fn try_from(got: f64) -> Result<Self, RetrievalError> {
         if got > 0.0 && got < 1.0 {
             Ok(Self::Share(got))
-        } else if (0.0..=1e9).contains(&got) && got.fract() == 0.0 {
+        } else if (0.0..=MOST_ITEMS as f64).contains(&got) && got.fract() == 0.0 {
             Ok(Self::Count(got as usize))
         } else {
             Err(RetrievalError::Amount { got })
@@ -199,12 +204,20 @@ impl Retrieval {
     /// Checks what can be known before any history: the amounts, the size of the pool.
     ///
     /// # Errors
-    /// [`RetrievalError::Amount`], [`RetrievalError::NoPool`].
+    /// [`RetrievalError::Amount`], [`RetrievalError::PoolSize`].
     pub fn check(&self) -> Result<(), RetrievalError> {
         self.number.of(0).and(self.offset.of(0))?;
-        match [Some(self.retriever), self.outputs].into_iter().flatten().find(|r| r.pools_items()) {
-            Some(retriever) if self.pool == 0 => Err(RetrievalError::NoPool { retriever }),
-            _ => Ok(()),
+        let mut retrievers = [Some(self.retriever), self.outputs].into_iter().flatten();
+        match retrievers.find(|retriever| retriever.pools_items()) {
+            Some(retriever) => self.pool_size(retriever).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    fn pool_size(&self, retriever: Retriever) -> Result<usize, RetrievalError> {
+        match self.pool {
+            size @ 1..=MOST_ITEMS => Ok(size),
+            got => Err(RetrievalError::PoolSize { retriever, got }),
         }
     }
 
@@ -263,146 +276,13 @@ impl Retrieval {
     /// The ranks of `number` items out of `len`, behind the offset.
     fn window_of(&self, number: usize, len: usize) -> Result<Range<usize>, RetrievalError> {
         let offset = self.offset.of(len)?;
-        let end = offset.saturating_add(number);
+        let end = offset + number;
         Ok(match self.offset {
             Amount::Count(0) => 0..end.min(len),
             _ if end < len => offset..end,
             _ => 0..0,
         })
     }
-}
-
-/// An item with the output of another; the id stays that of the input.
-fn merge(mut input: Item, output: &Item, field: &str) -> Result<Item, RetrievalError> {
-    let lent = output.field(field).ok_or_else(|| {
-        let (item, field) = (output.id.clone(), field.to_owned());
-        RetrievalError::NoOutput { item, field }
-    })?;
-    input.fields.insert(field.to_owned(), lent.to_owned());
-    Ok(input)
-}
-
-/// The arguments of one [`Retrieval::choose`].
-struct Call<'c> {
-    retrieval: &'c Retrieval,
-    history: &'c History<'c>,
-    visible: usize,
-    request: &'c Request<'c>,
-    pool: Option<&'c Pool<'c>>,
-}
-
-impl Call<'_> {
-    /// The items of the window, most relevant first.
-    fn best(&self, retriever: Retriever, purpose: Purpose) -> Result<Vec<Item>, RetrievalError> {
-        let (retrieval, visible) = (self.retrieval, self.visible);
-        let draws = || Draws::new(retrieval.seed, self.request, purpose);
-        let own = |numbers: Vec<usize>| -> Vec<Item> {
-            numbers.into_iter().map(|number| self.history.item(number).clone()).collect()
-        };
-        let okapi = |split| {
-            let window = retrieval.window(visible)?;
-            let scores = self.history.index(split).okapi(visible, self.request.text);
-            Ok(own(top(&scores, window, Ties::Later)))
-        };
-        match retriever {
-            Retriever::Bm25Okapi => okapi(Split::Spaces),
-            Retriever::Bm25Lamp => okapi(Split::Whitespace),
-            Retriever::Bm25Study => self.study().map(own),
-            Retriever::Recency => {
-                let window = retrieval.window(visible)?;
-                Ok(own(window.map(|rank| visible - 1 - rank).collect()))
-            }
-            Retriever::Random => {
-                let window = retrieval.window(visible)?;
-                let drawn = draws().distinct(visible).take(window.end).skip(window.start);
-                Ok(own(drawn.collect()))
-            }
-            Retriever::RandomLamp if visible == 0 => Ok(Vec::new()),
-            Retriever::RandomLamp => {
-                let (number, mut draws) = (retrieval.number.of(visible)?, draws());
-                Ok(own((0..number).map(|_| draws.below(visible)).collect()))
-            }
-            Retriever::FullRandom => {
-                let number = retrieval.number.of(visible)?;
-                let mut window = 0..0;
-                let most = |len| {
-                    window = retrieval.window_of(number, len)?;
-                    Ok(window.end)
-                };
-                let drawn = self.others(retriever)?.draw(self.own(), number, most, draws())?;
-                Ok(drawn.into_iter().skip(window.start).map(|pooled| pooled.item).collect())
-            }
-            Retriever::RanBm25 => self.study_in_pool(draws()),
-        }
-    }
-
-    /// The study's BM25 over the own items.
-    fn study(&self) -> Result<Vec<usize>, RetrievalError> {
-        let (visible, text) = (self.visible, self.request.text);
-        let twin = (0..visible).find(|&number| self.request.is_twin(self.history.item(number)));
-        let Some(twin) = twin else {
-            let window = self.retrieval.window(visible)?;
-            let scores = self.history.index(Split::Whitespace).study(visible, text);
-            return Ok(top(&scores, window, Ties::Earlier));
-        };
-        // Rare: the corpus without it is no prefix and is indexed for this request alone.
-        let rest: Vec<usize> = (0..visible).filter(|&number| number != twin).collect();
-        let window = self.retrieval.window(rest.len())?;
-        let documents: Vec<&str> = rest.iter().map(|&n| self.history.document(n)).collect();
-        let scores = Index::new(Split::Whitespace, &documents).study(rest.len(), text);
-        Ok(top(&scores, window, Ties::Earlier).into_iter().map(|place| rest[place]).collect())
-    }
-
-    /// The study's BM25 over a pool.
-    fn study_in_pool(&self, draws: Draws) -> Result<Vec<Item>, RetrievalError> {
-        let (retriever, size) = (Retriever::RanBm25, self.retrieval.pool);
-        if size == 0 {
-            return Err(RetrievalError::NoPool { retriever });
-        }
-        let mut pooled = self.others(retriever)?.draw(self.own(), size, |_| Ok(size), draws)?;
-        if let Some(twin) = pooled.iter().position(|p| self.request.is_twin(&p.item)) {
-            pooled.remove(twin);
-        }
-        let documents: Vec<&str> = pooled.iter().map(|p| p.document.as_str()).collect();
-        let index = Index::new(Split::Whitespace, &documents);
-        let scores = index.study(documents.len(), self.request.text);
-        let best = top(&scores, self.retrieval.window(documents.len())?, Ties::Earlier);
-        Ok(best.into_iter().map(|place| pooled[place].item.clone()).collect())
-    }
-
-    fn others(&self, retriever: Retriever) -> Result<&Pool<'_>, RetrievalError> {
-        self.pool.ok_or(RetrievalError::NoOthers { retriever })
-    }
-
-    fn own(&self) -> Own<'_> {
-        let visible = if self.retrieval.exclude_self { 0 } else { self.visible };
-        Own { user: self.request.user, history: self.history, visible }
-    }
-}
-
-/// Which of two documents with one score comes first.
-#[derive(Clone, Copy)]
-enum Ties {
-    Earlier,
-    Later,
-}
-
-/// The documents at these ranks, the highest score first.
-fn top(scores: &[f64], ranks: Range<usize>, ties: Ties) -> Vec<usize> {
-    let before = |a: &usize, b: &usize| {
-        let tied = match ties {
-            Ties::Earlier => a.cmp(b),
-            Ties::Later => b.cmp(a),
-        };
-        scores[*b].total_cmp(&scores[*a]).then(tied)
-    };
-    let mut order: Vec<usize> = (0..scores.len()).collect();
-    if ranks.end < order.len() {
-        order.select_nth_unstable_by(ranks.end, before);
-        order.truncate(ranks.end);
-    }
-    order.sort_unstable_by(before);
-    order.split_off(ranks.start)
 }
 
 #[cfg(test)]

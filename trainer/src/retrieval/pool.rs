@@ -4,6 +4,7 @@ use super::draw::Draws;
 use super::{History, RetrievalError};
 use crate::data::{DataError, Item};
 use crate::ids::UserKey;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -20,11 +21,11 @@ pub trait Others: Sync {
     /// Number of history items of a user, `user < users()`.
     fn items_of(&self, user: usize) -> usize;
 
-    /// The history of a user, oldest first.
+    /// The history of a user, oldest first: lent where it is held, made where it is read from a file.
     ///
     /// # Errors
     /// The reader's.
-    fn history(&self, user: usize) -> Result<Vec<Item>, DataError>;
+    fn history(&self, user: usize) -> Result<Cow<'_, [Item]>, DataError>;
 
     /// The number of the user with this key, if it is among them. What it may see of its own history
     /// is then all that is drawn of it, so a wrong `None` would show an item its own answer.

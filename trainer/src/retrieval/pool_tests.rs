@@ -23,10 +23,10 @@ impl Others for Town {
         self.sizes[user]
     }
 
-    fn history(&self, user: usize) -> Result<Vec<Item>, DataError> {
+    fn history(&self, user: usize) -> Result<Cow<'_, [Item]>, DataError> {
         self.read.lock().unwrap().push(user);
         let shrunk = self.shrunk.filter(|(who, _)| *who == user).map(|(_, size)| size);
-        Ok(items(user, shrunk.unwrap_or(self.sizes[user])))
+        Ok(items(user, shrunk.unwrap_or(self.sizes[user])).into())
     }
 
     fn number_of(&self, user: UserKey) -> Option<usize> {
@@ -172,9 +172,9 @@ fn ranbm25_ranks_its_pool() {
     let best = retrieval.choose(&history, 1, &request, Some(&pool)).unwrap();
     assert!(best.len() == 2 && best.iter().all(|item| item.id != "2:1"), "{best:?}");
     let empty = Retrieval { pool: 0, ..retrieval };
-    assert!(matches!(empty.check(), Err(RetrievalError::NoPool { .. })));
+    assert!(matches!(empty.check(), Err(RetrievalError::PoolSize { got: 0, .. })));
     let refused = empty.choose(&history, 1, &request, Some(&pool));
-    assert!(matches!(refused, Err(RetrievalError::NoPool { .. })));
+    assert!(matches!(refused, Err(RetrievalError::PoolSize { got: 0, .. })));
     let refused = retrieval.choose(&history, 1, &request, None);
     assert!(matches!(refused, Err(RetrievalError::NoOthers { retriever: Retriever::RanBm25 })));
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use rayon::prelude::*;
 use std::collections::BTreeSet;
 
 const OWN: [Retriever; 6] = [
@@ -96,15 +97,16 @@ fn number_and_offset() {
     assert_eq!(of(count(2), count(7)), [2, 1]);
     // Not less than the length: nothing.
     assert_eq!(of(count(2), count(8)), [0; 0]);
-    assert_eq!(of(count(2), count(usize::MAX)), [0; 0]);
+    assert_eq!(of(count(MOST_ITEMS), count(MOST_ITEMS)), [0; 0]);
     assert_eq!(of(count(10), share(0.01)), [0; 0]);
     assert_eq!(of(count(10), count(0)).len(), 10);
-    for bad in [0.0, 1.0, -0.5, f64::NAN, 7.5] {
-        let retrieval = Retrieval { number: share(bad), ..Retrieval::top(Retriever::Random, 0, 0) };
-        assert!(matches!(retrieval.check(), Err(RetrievalError::Amount { .. })), "{bad}");
+    let shares = [0.0, 1.0, -0.5, f64::NAN, 7.5].map(share);
+    for bad in shares.into_iter().chain([count(MOST_ITEMS + 1), count(usize::MAX)]) {
+        let retrieval = Retrieval { number: bad, ..Retrieval::top(Retriever::Random, 0, 0) };
+        assert!(matches!(retrieval.check(), Err(RetrievalError::Amount { .. })), "{bad:?}");
         let items = items(&texts);
         let refused = retrieval.choose(&history(&items), 10, &request("q", ""), None);
-        assert!(matches!(refused, Err(RetrievalError::Amount { .. })), "{bad}");
+        assert!(matches!(refused, Err(RetrievalError::Amount { .. })), "{bad:?}");
     }
     assert_eq!(Amount::try_from(0.5).unwrap(), share(0.5));
     assert_eq!(Amount::try_from(3.0).unwrap(), count(3));
@@ -250,6 +252,24 @@ fn spelled_in_configs() {
     assert!(toml::from_str::<Retrieval>("retriever = \"contriever\"\nnumber = 2").is_err());
     assert!(!Retrieval::NONE.needs_pool());
     assert_eq!([0, 1, 4, 7, 8].map(study_pool), [None, Some(91), Some(287), Some(18), None]);
+}
+
+#[test]
+fn threads_share_a_history() {
+    let texts: Vec<String> = (0..60).map(|n| format!("a b{} c{} all", n % 7, n % 11)).collect();
+    let items = items(&texts);
+    for retriever in OWN {
+        let retrieval = Retrieval::top(retriever, 3, 0);
+        let ask = |history: &History<'_>, at: usize| {
+            let item = &items[at];
+            let asked = request(&item.id, item.field("text").unwrap());
+            numbers(&retrieval.choose(history, at, &asked, None).unwrap())
+        };
+        let shared = history(&items);
+        let together: Vec<_> = (0..60).into_par_iter().rev().map(|at| ask(&shared, at)).collect();
+        let alone: Vec<_> = (0..60).rev().map(|at| ask(&history(&items[..at]), at)).collect();
+        assert_eq!(together, alone, "{retriever:?}");
+    }
 }
 
 proptest! {
