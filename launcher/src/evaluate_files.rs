@@ -137,7 +137,7 @@ fn notes(comparison: &Comparison, users_known: bool) {
     let rouge = |metric| matches!(metric, Metric::Rouge1 | Metric::RougeL);
     if comparison.rows.iter().any(|row| rouge(row.metric)) {
         say(
-            "ROUGE is the plain mean; LaMP's script prints the median of 1000 unseeded resamples, which differs in the fourth digit",
+            "ROUGE is the plain mean; LaMP's script prints the median of 1000 unseeded resamples: the fourth digit differs",
         );
     }
 }

@@ -208,10 +208,11 @@ fn config_and_files_exclude_each_other() {
         (&["--config", "c", "--predictions", "p", "--golds", "g"], "cannot be used with"),
         (&["--predictions", "p"], "--golds <FILE>"),
         (&["--golds", "g"], "--predictions <[NAME=]FILE>"),
-        (&["--config", "c", "--golds", "g"], "--golds"),
-        (&["--config", "c", "--compat"], "--compat"),
-        (&["--predictions", "p", "--golds", "g", "--set", "a=b"], "--set"),
-        (&["--predictions", "p", "--golds", "g", "--dry-run"], "--dry-run"),
+        (&["--config", "c", "--golds", "g"], "cannot be used with"),
+        (&["--config", "c", "--json", "j"], "cannot be used with"),
+        (&["--config", "c", "--compat"], "cannot be used with"),
+        (&["--predictions", "p", "--golds", "g", "--set", "a=b"], "cannot be used with"),
+        (&["--predictions", "p", "--golds", "g", "--dry-run"], "cannot be used with"),
     ] {
         let args: Vec<&str> = ["evaluate"].iter().chain(args).copied().collect();
         Start::new(folder, 0, &args).run().must(2).says(&[said, "Usage"]);
