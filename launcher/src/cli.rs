@@ -1,6 +1,6 @@
 //! The command line.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
 use std::path::PathBuf;
 
 /// Trains thousands of personal LoRA adapters at once on one frozen base model.
@@ -27,8 +27,9 @@ pub(crate) enum Command {
     Individual(RunArgs),
     /// Everything up to the predictions of all arms.
     Predict(RunArgs),
-    /// The table of a run from its predictions; trains nothing.
-    Evaluate(RunArgs),
+    /// The table of a run from its predictions (--config), or of anybody's LaMP files (--predictions, --golds); trains
+    /// nothing.
+    Evaluate(EvaluateArgs),
     /// What a run would take: users, tokens, steps, memory, time; starts nothing.
     Plan(RunArgs),
     /// Checks data and prints statistics.
@@ -71,6 +72,77 @@ pub(crate) struct RunArgs {
     /// Reads and checks everything, prints the plan, starts nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+/// A run by its config, or prediction files; one of the two.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("source").required(true).args(["config", "predictions"]))]
+pub(crate) struct EvaluateArgs {
+    /// The config file (TOML) of the run.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Sets one key over the file: `evaluate.confidence=0.9`. Can be repeated.
+    #[arg(
+        long = "set",
+        value_name = "KEY=VALUE",
+        requires = "config",
+        conflicts_with = "predictions"
+    )]
+    pub(crate) sets: Vec<String>,
+    /// Prints the resolved config and stops.
+    #[arg(long, requires = "config", conflicts_with = "predictions")]
+    pub(crate) print_config: bool,
+    /// Reads and checks everything, prints the plan, starts nothing.
+    #[arg(long, requires = "config", conflicts_with = "predictions")]
+    pub(crate) dry_run: bool,
+    /// Predictions in LaMP's form, an object or a bare list. Repeated, the files are compared in pairs, each with the ones
+    /// before it; without a name the file's own is taken.
+    #[arg(long, value_name = "[NAME=]FILE", requires = "golds")]
+    pub(crate) predictions: Vec<String>,
+    #[command(flatten)]
+    pub(crate) files: EvaluateFiles,
+}
+
+/// What goes with prediction files.
+#[derive(Debug, Args)]
+pub(crate) struct EvaluateFiles {
+    /// The true answers, in the same form.
+    #[arg(long, value_name = "FILE", requires = "predictions", conflicts_with = "config")]
+    pub(crate) golds: Option<PathBuf>,
+    /// The task, under LaMP's, OPPU's or our name (LaMP_3, product_rating, rating); without it what the golds name.
+    #[arg(long, value_name = "NAME", requires = "predictions", conflicts_with = "config")]
+    pub(crate) task: Option<String>,
+    /// LaMP's questions or OPPU's users, for values per user and by history size; without it every query is a user.
+    #[arg(long, value_name = "FILE", requires = "predictions", conflicts_with = "config")]
+    pub(crate) questions: Option<PathBuf>,
+    /// Metrics, the primary one first, instead of the task's official ones: accuracy, macro_f1, mae, rmse, rouge_1,
+    /// rouge_l, compat_accuracy, compat_macro_f1, compat_mae, compat_rmse.
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        requires = "predictions",
+        conflicts_with = "config"
+    )]
+    pub(crate) metrics: Vec<String>,
+    /// Adds the user-profile study's variants of the metrics.
+    #[arg(long, requires = "predictions", conflicts_with = "config")]
+    pub(crate) compat: bool,
+    /// Writes everything as JSON; `-` for standard output, instead of the table.
+    #[arg(long, value_name = "FILE", requires = "predictions", conflicts_with = "config")]
+    pub(crate) json: Option<PathBuf>,
+    /// Writes values, differences and intervals as CSV; `-` for standard output, instead of the table.
+    #[arg(long, value_name = "FILE", requires = "predictions", conflicts_with = "config")]
+    pub(crate) csv: Option<PathBuf>,
+}
+
+impl EvaluateArgs {
+    /// The run that is meant, or none where files are.
+    pub(crate) fn run(&self) -> Option<RunArgs> {
+        let config = self.config.clone()?;
+        let (sets, print_config, dry_run) = (self.sets.clone(), self.print_config, self.dry_run);
+        Some(RunArgs { config, sets, print_config, dry_run })
+    }
 }
 
 #[derive(Debug, Args)]

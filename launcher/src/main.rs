@@ -7,6 +7,7 @@ mod bench;
 mod cli;
 mod doctor;
 mod env;
+mod evaluate_files;
 mod exit;
 mod plan;
 mod prepare;
@@ -67,7 +68,11 @@ fn failed(error: &anyhow::Error, place: &str) -> Exit {
 
 fn dispatch(command: Command, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Exit> {
     match command {
-        Command::Run(args) | Command::Evaluate(args) => run(&args, Until::Evaluate, env, comm),
+        Command::Run(args) => run(&args, Until::Evaluate, env, comm),
+        Command::Evaluate(args) => match args.run() {
+            Some(of_run) => run(&of_run, Until::Evaluate, env, comm),
+            None => alone(comm, || evaluate_files::run(&args.predictions, &args.files)),
+        },
         Command::Population(args) => run(&args, Until::Population, env, comm),
         Command::Individual(args) => run(&args, Until::Individual, env, comm),
         Command::Predict(args) => run(&args, Until::Predict, env, comm),

@@ -11,6 +11,7 @@ mod config;
 mod crash;
 mod doctor;
 mod equivalence;
+mod evaluate_files;
 mod hostile;
 mod process;
 mod real_model;
