@@ -21,7 +21,10 @@ fn history(task: &str, id: &str, x: &str, output: &str) -> Item {
     match task {
         "citation" => {
             let abs = format!("In {x}.");
-            item(id, &[("title", x), ("abstract", &abs), ("citation", output), ("date", "2019")])
+            item(
+                id,
+                &[("title", x), ("abstract", &abs), ("citation", "a cited work"), ("date", "2019")],
+            )
         }
         "movie_tag" => item(id, &[("description", x), ("tag", output), ("date", "1")]),
         "news_category" => item(id, &[("text", x), ("title", "T"), ("category", output)]),
@@ -209,7 +212,7 @@ proptest! {
                 prop_assert!(query.tokens.len() + 5 <= max_len);
                 let text = LETTERS.decode(&query.tokens).unwrap();
                 prop_assert!(!text.contains('#'), "{}", text);
-                prop_assert!(text.ends_with(':') || kind == "none");
+                prop_assert!(text.ends_with(':'), "{}", text);
             }
             Err(PromptError::PromptTooLong { .. }) => prop_assert!(max_len < 560),
             Err(other) => prop_assert!(false, "{other}"),
@@ -248,7 +251,9 @@ proptest! {
                 Ok(example) => {
                     prop_assert!(example.tokens.len() <= 2500);
                     let text = LETTERS.decode(&example.tokens[..example.prompt_len]).unwrap();
-                    prop_assert_eq!(text.contains("who\n"), task.has_context(Purpose::History), "{}", text);
+                    // A long question leaves the profile no room.
+                    let there = text.contains("who\n") || text.len() > 2300;
+                    prop_assert_eq!(there, task.has_context(Purpose::History) || text.len() > 2300);
                 }
                 Err(PromptError::EmptyAnswer { .. } | PromptError::NoSupervisedToken { .. }) => {}
                 Err(other) => prop_assert!(false, "{other}"),

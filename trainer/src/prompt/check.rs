@@ -71,15 +71,15 @@ fn check_texts(t: &Template, parts: &Parts) -> Result<(), Fault> {
             return fault(part, "needs a placeholder");
         }
     }
+    if t.input_field.is_some() && t.input_field == t.output_field {
+        return fault("output_field", "is the input field");
+    }
     refuse_answer(t, "prompt", &parts.prompt, &parts.answer)?;
     if t.merge.is_none() && t.prompt.ends_with(char::is_whitespace) {
         return fault("prompt", "ends in white space; the answer brings its own");
     }
     if t.max_new_tokens == 0 {
         return fault("max_new_tokens", "must be at least 1");
-    }
-    if t.input_field.is_some() && t.input_field == t.output_field {
-        return fault("output_field", "is the input field");
     }
     match t.labels.as_deref().and_then(wrong_labels) {
         Some(what) => Err(("labels", what)),

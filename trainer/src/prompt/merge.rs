@@ -245,3 +245,7 @@ fn list_of(
     }
     Ok(if items.is_empty() { String::new() } else { form.lead.clone() + &items.join(&form.join) })
 }
+
+#[cfg(test)]
+#[path = "merge_tests.rs"]
+mod tests;
