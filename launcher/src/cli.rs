@@ -81,6 +81,14 @@ pub(crate) struct EvaluateArgs {
     /// The config file (TOML) of the run.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// Lays `[variant.NAME]` of the file over the rest of it. Can be repeated.
+    #[arg(
+        long = "variant",
+        value_name = "NAME",
+        requires = "config",
+        conflicts_with = "predictions"
+    )]
+    pub(crate) variants: Vec<String>,
     /// Sets one key over the file: `evaluate.confidence=0.9`. Can be repeated.
     #[arg(
         long = "set",
@@ -141,7 +149,8 @@ impl EvaluateArgs {
     pub(crate) fn run(&self) -> Option<RunArgs> {
         let config = self.config.clone()?;
         let (sets, print_config, dry_run) = (self.sets.clone(), self.print_config, self.dry_run);
-        Some(RunArgs { config, sets, print_config, dry_run })
+        let variants = self.variants.clone();
+        Some(RunArgs { config, variants, sets, print_config, dry_run })
     }
 }
 

@@ -15,7 +15,7 @@ use trainer::ids::UserId;
 use trainer::lora::{AdapterSpec, SiteList, Target};
 use trainer::model::cache::MappedBase;
 use trainer::model::tokenizer::Tokenizer;
-use trainer::prompt::{Builder, Example, Query, Task, Template};
+use trainer::prompt::{Ablation, Builder, Example, Query, Task, Template};
 use trainer::retrieval::Retrieval;
 use trainer::stage::individual::PackRules;
 use trainer::store::Manifest;
@@ -134,6 +134,9 @@ impl Session {
             task: &self.task,
             tokenizer: &self.tokenizer,
             retrieval: self.retrieval,
+            pool: None,
+            ablation: Ablation::Both,
+            seed: self.config.run.seed,
             max_len: prompt.max_length,
         }
     }
@@ -152,7 +155,7 @@ impl Session {
 
     /// A user's training examples; the reason when none is usable or one is not.
     pub(crate) fn examples(&self, record: &UserRecord) -> Result<Vec<Example>, String> {
-        let examples = self.builder().history_examples(record);
+        let examples = self.builder().history_examples(record, None);
         let all: Result<Vec<Example>, _> = examples.into_iter().collect();
         match all {
             Ok(examples) if examples.is_empty() => Err("its history is empty".to_owned()),
@@ -169,7 +172,7 @@ impl Session {
             PredictMode::Generate => self.max_new_tokens(),
         };
         let (mut good, mut bad) = (Vec::new(), Vec::new());
-        for query in self.builder().queries(record, reserve) {
+        for query in self.builder().queries(record, None, reserve) {
             match query {
                 Ok(query) => good.push(query),
                 Err(e) => bad.push(e.to_string()),

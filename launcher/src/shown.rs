@@ -1,10 +1,12 @@
 //! What stands in front of a question: the config's words as a retrieval, and the users a pool draws from.
 
 use crate::exit::Fails;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use trainer::config::{Arm, Config, OrderKind, ProfileSource, RetrieverKind};
+use trainer::config::{AblationKind, Arm, Config, OrderKind, ProfileSource, RetrieverKind};
 use trainer::data::{DataError, Dataset, Index, Item, LampTask};
 use trainer::ids::UserKey;
+use trainer::prompt::Ablation;
 use trainer::retrieval::{Amount, Order, Others, Retrieval, Retriever, study_pool};
 
 /// Which parts of a prompt an arm gets; training gets what `personal` gets.
@@ -82,6 +84,16 @@ fn of_task(config: &Config) -> Option<usize> {
     study_pool(digits.parse().ok()?)
 }
 
+/// What of the retrieved items a config shows.
+pub(crate) fn ablation(config: &Config) -> Ablation {
+    match config.prompt.ablation {
+        AblationKind::Both => Ablation::Both,
+        AblationKind::OnlyInput => Ablation::OnlyInput,
+        AblationKind::OnlyOutput => Ablation::OnlyOutput,
+        AblationKind::Decouple => Ablation::Decouple,
+    }
+}
+
 /// Whether prompts carry a text about the user.
 pub(crate) fn has_profiles(config: &Config) -> bool {
     config.profile.source != ProfileSource::None
@@ -113,13 +125,13 @@ impl Others for Everybody<'_> {
         record.map_or(0, |user| user.num_history)
     }
 
-    fn history(&self, user: usize) -> Result<Vec<Item>, DataError> {
+    fn history(&self, user: usize) -> Result<Cow<'_, [Item]>, DataError> {
         let personal = self.data.index().personal.len();
         let record = match user.checked_sub(personal) {
             None => self.data.user(user)?,
             Some(other) => self.data.population_user(other)?,
         };
-        Ok(record.history)
+        Ok(Cow::Owned(record.history))
     }
 
     fn number_of(&self, user: UserKey) -> Option<usize> {

@@ -12,7 +12,7 @@ use trainer::lora::{AdapterSpec, SiteList, Target};
 use trainer::model::cache::MappedBase;
 use trainer::model::network::Network;
 use trainer::model::tokenizer::Tokenizer;
-use trainer::prompt::{Builder, Example, Task, Template};
+use trainer::prompt::{Ablation, Builder, Example, Task, Template};
 use trainer::retrieval::Retrieval;
 use trainer::store::peft::{ExportOptions, Naming, export};
 use trainer::store::{AdapterRef, Commit, Outcome, Provenance, Writer};
@@ -50,7 +50,8 @@ impl Workload {
         let targets = Target::parse_all(names)?;
         let sites = SiteList::of_base(base.spec(), &targets)?;
         let threads = rayon::current_num_threads();
-        let task = Task::new(Template::rating())?;
+        let task =
+            Task::new(Template::builtin("rating").context("the template `rating` is shipped")?)?;
         Ok(Self {
             base,
             tokenizer,
@@ -80,13 +81,16 @@ impl Workload {
             task: &self.task,
             tokenizer: &self.tokenizer,
             retrieval: Retrieval::NONE,
+            pool: None,
+            ablation: Ablation::Both,
+            seed: 0,
             max_len: MAX_LENGTH,
         };
         let mut real = Vec::new();
         for record in self.data.users().take(self.users) {
             let record = record?;
             let mut examples: Vec<Example> =
-                builder.history_examples(&record).into_iter().collect::<Result<_, _>>()?;
+                builder.history_examples(&record, None).into_iter().collect::<Result<_, _>>()?;
             examples.truncate(self.items);
             real.push((record.id, examples));
         }

@@ -235,12 +235,11 @@ const PROMPT: &[Key] = &[
     ),
     key(
         "ablation",
-        Kind::OneOf(&["both", "only_input", "only_output"]),
+        Kind::OneOf(&["both", "only_input", "only_output", "decouple"]),
         Is("\"both\""),
         Result,
-        "what of an item is shown (layout study)",
+        "what of an item is shown (templates of the study)",
     ),
-    key("decouple", Kind::Bool, Is("false"), Result, "outputs are no part of the searched text"),
     key(
         "pool_items",
         COUNT,

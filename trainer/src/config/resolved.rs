@@ -192,8 +192,6 @@ pub struct Prompt {
     pub order: OrderKind,
     /// What of an item is shown.
     pub ablation: AblationKind,
-    /// Outputs are no part of the searched text.
-    pub decouple: bool,
     /// With [`RetrieverKind::RanBm25`]: items drawn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool_items: Option<usize>,
@@ -257,6 +255,8 @@ pub enum AblationKind {
     OnlyInput,
     /// The output alone.
     OnlyOutput,
+    /// The output alone, of an item that was found by its input alone.
+    Decouple,
 }
 
 /// `[profile]`: a text about the user in front of prompts.

@@ -1,8 +1,10 @@
-//! All examples and queries of one user, each with the history it may see.
+//! All examples and queries of one user, each with the context it may see.
 
-use super::{Example, PromptError, Query, Task, Tokenize};
+use super::{Ablation, Ask, Example, PromptError, Purpose, Query, Shown, Task, Tokenize};
 use crate::data::{Item, UserRecord};
-use crate::retrieval::{History, Request, Retrieval};
+use crate::ids::UserKey;
+use crate::retrieval::{History, Pool, Request, Retrieval, Retriever};
+use std::borrow::Cow;
 
 /// What is fixed for a run: task, tokenizer, retrieval, length limit.
 #[derive(Clone, Copy)]
@@ -13,6 +15,12 @@ pub struct Builder<'a> {
     pub tokenizer: &'a dyn Tokenize,
     /// Which earlier items stand in front.
     pub retrieval: Retrieval,
+    /// Everybody's items, for a retrieval that draws from them.
+    pub pool: Option<&'a Pool<'a>>,
+    /// Which sides of them are shown.
+    pub ablation: Ablation,
+    /// Seed of what is drawn for each user and item: shares of words, items for a profile.
+    pub seed: u64,
     /// Longest sequence in tokens.
     pub max_len: usize,
 }
@@ -24,70 +32,155 @@ impl std::fmt::Debug for Builder<'_> {
     }
 }
 
+/// An item to make a prompt for.
+struct Target<'t> {
+    item: &'t Item,
+    purpose: Purpose,
+    /// How many items of the past it may see.
+    sees: usize,
+}
+
 impl Builder<'_> {
     /// Training examples of the personal stage: one per history item, in its order; each sees only
-    /// the items strictly before it. An error is that item's alone.
-    pub fn history_examples(&self, user: &UserRecord) -> Vec<Result<Example, PromptError>> {
-        let items: Vec<&Item> = user.history.iter().collect();
-        self.examples(user, &items, 0)
+    /// the items strictly before it. An error is that item's alone. A `profile` stands in front of all.
+    pub fn history_examples(
+        &self,
+        user: &UserRecord,
+        profile: Option<&str>,
+    ) -> Vec<Result<Example, PromptError>> {
+        let past = self.past(user.history.iter().collect());
+        let example = |(sees, item): (usize, &Item)| {
+            let item = self.task.split(item, self.draw(user.id.key(), &item.id))?;
+            let target = Target { item: &item, purpose: Purpose::History, sees };
+            self.example(user, profile, &past, &target)
+        };
+        user.history.iter().enumerate().map(example).collect()
     }
 
     /// Training examples of the population stage: one per query, in its order; each sees the history
-    /// and the queries strictly before it.
-    pub fn query_examples(&self, user: &UserRecord) -> Vec<Result<Example, PromptError>> {
-        let items: Vec<&Item> = user.history.iter().chain(&user.queries).collect();
-        self.examples(user, &items, user.history.len())
+    /// and, if the template says so, the queries strictly before it.
+    pub fn query_examples(
+        &self,
+        user: &UserRecord,
+        profile: Option<&str>,
+    ) -> Vec<Result<Example, PromptError>> {
+        let also = if self.task.template().earlier_queries { &user.queries[..] } else { &[] };
+        let past = self.past(user.history.iter().chain(also).collect());
+        let example = |(before, item)| {
+            let sees = user.history.len() + if also.is_empty() { 0 } else { before };
+            self.example(user, profile, &past, &Target { item, purpose: Purpose::Population, sees })
+        };
+        user.queries.iter().enumerate().map(example).collect()
     }
 
     /// Queries to predict, in their order; each sees the whole history and no other query.
     /// `reserve` tokens are left free for the answer.
-    pub fn queries(&self, user: &UserRecord, reserve: usize) -> Vec<Result<Query, PromptError>> {
-        let history = self.history(&user.history.iter().collect::<Vec<_>>());
-        let queries = user.queries.iter().map(|item| {
-            let seen = self.seen(user, item, history.as_ref(), user.history.len())?;
-            let seen: Vec<&Item> = seen.iter().collect();
-            self.task.query(self.tokenizer, item, &seen, (self.max_len, reserve))
-        });
-        queries.collect()
-    }
-
-    /// Examples of `items[from..]`.
-    fn examples(
+    pub fn queries(
         &self,
         user: &UserRecord,
-        items: &[&Item],
-        from: usize,
-    ) -> Vec<Result<Example, PromptError>> {
-        let history = self.history(items);
-        let targets = items.iter().enumerate().skip(from);
-        let examples = targets.map(|(at, item)| {
-            let seen = self.seen(user, item, history.as_ref(), at)?;
-            let seen: Vec<&Item> = seen.iter().collect();
-            self.task.example(self.tokenizer, item, &seen, self.max_len)
-        });
-        examples.collect()
+        profile: Option<&str>,
+        reserve: usize,
+    ) -> Vec<Result<Query, PromptError>> {
+        let past = self.past(user.history.iter().collect());
+        let query = |item| {
+            let target = Target { item, purpose: Purpose::Predict, sees: past.len() };
+            let shown = self.shown(user, &past, &target)?;
+            let ask = self.ask(&target, profile, &shown);
+            self.task.query(self.tokenizer, &ask, (self.max_len, reserve))
+        };
+        user.queries.iter().map(query).collect()
     }
 
-    /// The items with their documents, none if nothing is retrieved. An item that cannot be a line is
-    /// empty here and fails, named, where it is retrieved.
-    fn history<'i>(&self, items: &[&'i Item]) -> Option<History<'i>> {
-        let document = |item: &Item| self.task.document(item).unwrap_or_default();
-        let pairs = items.iter().map(|&item| (item, document(item)));
-        (!self.retrieval.is_none()).then(|| History::new(pairs))
+    /// The tokens that ask the base for this user's profile, with room for the template's
+    /// `profile_request.max_new_tokens`; none for a template without a request.
+    ///
+    /// The items are drawn from the history by seed and user; those drawn last go when there is no room.
+    ///
+    /// # Errors
+    /// A missing field, the tokenizer's; [`PromptError::PromptTooLong`] if not even the bare request fits.
+    pub fn profile_request(&self, user: &UserRecord) -> Result<Option<Vec<u32>>, PromptError> {
+        let Some(request) = &self.task.template().profile_request else { return Ok(None) };
+        let draw = Retrieval::top(Retriever::Random, request.items, self.seed);
+        let asked = Request::new(user.id.key(), "profile", "");
+        let all = History::new(user.history.iter().map(|item| (item, String::new())));
+        let drawn = draw.choose(&all, all.len(), &asked, None)?;
+        let mut items: Vec<&Item> = drawn.iter().collect();
+        let reserve = usize::try_from(request.max_new_tokens).unwrap_or(usize::MAX);
+        let room = self.max_len.saturating_sub(reserve);
+        loop {
+            let Some(text) = self.task.profile_request(&items)? else { return Ok(None) };
+            let tokens = super::fit::encode_prompt(self.tokenizer, &text)?;
+            if tokens.len() <= room {
+                return Ok(Some(tokens));
+            }
+            if items.pop().is_none() {
+                let (item, prompt_tokens) = ("profile".to_owned(), tokens.len());
+                return Err(PromptError::PromptTooLong { item, prompt_tokens, max_len: room });
+            }
+        }
     }
 
-    /// The retrieved items, in their order in the prompt.
-    fn seen(
+    fn example(
         &self,
         user: &UserRecord,
-        item: &Item,
-        history: Option<&History<'_>>,
-        visible: usize,
-    ) -> Result<Vec<Item>, PromptError> {
-        let Some(history) = history else { return Ok(Vec::new()) };
-        let text = self.task.question(item)?;
-        let request = Request::new(user.id.key(), &item.id, &text);
-        Ok(self.retrieval.choose(history, visible, &request, None)?)
+        profile: Option<&str>,
+        past: &History<'_>,
+        target: &Target<'_>,
+    ) -> Result<Example, PromptError> {
+        let shown = self.shown(user, past, target)?;
+        self.task.example(self.tokenizer, &self.ask(target, profile, &shown), self.max_len)
+    }
+
+    fn ask<'t>(
+        &self,
+        target: &Target<'t>,
+        profile: Option<&'t str>,
+        shown: &'t [Shown<'t>],
+    ) -> Ask<'t> {
+        let Target { item, purpose, .. } = *target;
+        let profile = profile.filter(|_| self.task.has_context(purpose));
+        Ask { item, purpose, profile, shown, ablation: self.ablation }
+    }
+
+    /// The items with their documents. An item that cannot be one is empty here and fails, named, where
+    /// it is retrieved.
+    fn past<'i>(&self, items: Vec<&'i Item>) -> History<'i> {
+        let document = |item: &Item| match self.retrieval.is_none() {
+            true => String::new(),
+            false => self.task.document(item, self.ablation).unwrap_or_default(),
+        };
+        History::new(items.into_iter().map(|item| (item, document(item))))
+    }
+
+    /// What a target shows, in the order of the prompt: the one place that asks retrieval.
+    fn shown(
+        &self,
+        user: &UserRecord,
+        past: &History<'_>,
+        target: &Target<'_>,
+    ) -> Result<Vec<Shown<'static>>, PromptError> {
+        if self.retrieval.is_none() || !self.task.has_context(target.purpose) {
+            return Ok(Vec::new());
+        }
+        let text = self.task.retrieval_query(target.item, target.purpose)?;
+        let request = Request {
+            twin: self.task.twin(target.item),
+            output: self.task.template().output_field.as_deref(),
+            ..Request::new(user.id.key(), &target.item.id, &text)
+        };
+        let chosen = self.retrieval.choose(past, target.sees, &request, self.pool)?;
+        let relevance = self.retrieval.relevance(chosen.len(), &request);
+        let shown = chosen.into_iter().zip(relevance);
+        Ok(shown.map(|(item, relevance)| Shown { item: Cow::Owned(item), relevance }).collect())
+    }
+
+    /// The random word of a user's item.
+    fn draw(&self, user: UserKey, item: &str) -> u32 {
+        let mut hasher = blake3::Hasher::new_derive_key("myriad 2026 share of an item's words");
+        hasher.update(&self.seed.to_le_bytes()).update(&user.0).update(item.as_bytes());
+        let mut word = [0; 4];
+        hasher.finalize_xof().fill(&mut word);
+        u32::from_le_bytes(word)
     }
 }
 

@@ -1,7 +1,9 @@
 //! Token ids of one example or query.
 
-use super::{PromptError, Task, Tokenize};
+use super::fit::Fitted;
+use super::{Ablation, PromptError, Purpose, Task, Tokenize};
 use crate::data::Item;
+use std::borrow::Cow;
 
 /// One training sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,30 +30,75 @@ pub struct Query {
     pub gold: Option<String>,
     /// The item's id.
     pub id: String,
+    /// What the length limit took away.
+    pub cut: Cut,
+}
+
+/// What the length limit took away from a prompt; the budgets of a template take nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cut {
+    /// Nothing.
+    None,
+    /// Earlier items or the end of the profile.
+    Context,
+    /// All of these, and the end of the question's payload.
+    Question,
+}
+
+/// An item in front of a prompt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shown<'a> {
+    /// The item; owned where retrieval made it of two.
+    pub item: Cow<'a, Item>,
+    /// 0 is the most relevant; the largest goes first when there is no room.
+    pub relevance: usize,
+}
+
+/// What a prompt is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// The item asked about; for [`Purpose::History`] after [`Task::split`].
+    pub item: &'a Item,
+    /// What for.
+    pub purpose: Purpose,
+    /// A text about the user; blank is none.
+    pub profile: Option<&'a str>,
+    /// Earlier items in the order of the prompt.
+    pub shown: &'a [Shown<'a>],
+    /// Which sides of them are shown.
+    pub ablation: Ablation,
+}
+
+impl<'a> Ask<'a> {
+    /// An item without context.
+    pub fn bare(item: &'a Item, purpose: Purpose) -> Self {
+        Self { item, purpose, profile: None, shown: &[], ablation: Ablation::Both }
+    }
 }
 
 impl Task {
-    /// The example of a labelled item, `retrieved` (most relevant first) in front of the question.
+    /// The example of a labelled item.
     ///
-    /// When prompt and answer exceed `max_len`, the least relevant lines go first; what is still too
-    /// long is cut on the right, EOS first.
+    /// When prompt and answer exceed `max_len`, the context gives way: the least relevant items first,
+    /// then the end of the profile. What is still too long is cut on the right, EOS first.
     ///
     /// # Errors
-    /// A missing field, an empty or unknown answer, the tokenizer's; [`PromptError::NoSupervisedToken`].
+    /// A missing field, an empty or unknown answer, the tokenizer's; [`PromptError::NoAblation`];
+    /// [`PromptError::NoSupervisedToken`].
     pub fn example(
         &self,
         tokenizer: &dyn Tokenize,
-        item: &Item,
-        retrieved: &[&Item],
+        ask: &Ask<'_>,
         max_len: usize,
     ) -> Result<Example, PromptError> {
-        let answer = format!(" {}", self.training_answer(item)?);
+        let answer = format!(" {}", self.training_answer(ask.item, ask.purpose)?);
         let mut answer = tokenizer.encode(&answer).map_err(PromptError::Tokenizer)?;
         answer.push(tokenizer.eos());
-        let mut tokens = self.prompt_tokens(tokenizer, item, retrieved, max_len, answer.len())?;
+        let room = (max_len, max_len.saturating_sub(answer.len()));
+        let Fitted { mut tokens, .. } = self.fitted(tokenizer, ask, room)?;
         let prompt_len = tokens.len();
         if prompt_len >= max_len {
-            let item = item.id.clone();
+            let item = ask.item.id.clone();
             return Err(PromptError::NoSupervisedToken {
                 item,
                 prompt_tokens: prompt_len,
@@ -65,47 +112,34 @@ impl Task {
 
     /// The query of an item, labelled or not, with room for `reserve` more tokens below `max_len`.
     ///
-    /// Lines are dropped as in [`Task::example`]; a question is never cut, as its end asks for the answer.
+    /// The context gives way as in [`Task::example`]; then the payload of the question is cut at its end
+    /// and the words after it, which ask for the answer, stay.
     ///
     /// # Errors
-    /// A missing field of the prompt, the tokenizer's; [`PromptError::PromptTooLong`].
+    /// A missing field of the prompt, the tokenizer's; [`PromptError::NoAblation`];
+    /// [`PromptError::PromptTooLong`] if the question without its payload does not fit.
     pub fn query(
         &self,
         tokenizer: &dyn Tokenize,
-        item: &Item,
-        retrieved: &[&Item],
+        ask: &Ask<'_>,
         (max_len, reserve): (usize, usize),
     ) -> Result<Query, PromptError> {
-        let tokens = self.prompt_tokens(tokenizer, item, retrieved, max_len, reserve)?;
-        if tokens.len() + reserve > max_len {
-            let item = item.id.clone();
-            return Err(PromptError::PromptTooLong { item, prompt_tokens: tokens.len(), max_len });
+        let Some(room) = max_len.checked_sub(reserve) else {
+            return Err(self.too_long(ask, 0, max_len));
+        };
+        let mut fitted = self.fitted(tokenizer, ask, (max_len, room))?;
+        if fitted.tokens.len() > room {
+            fitted = self.with_cut_question(tokenizer, ask, room)?;
         }
-        Ok(Query { tokens, gold: self.answer(item).ok(), id: item.id.clone() })
+        if fitted.tokens.len() > room {
+            return Err(self.too_long(ask, fitted.tokens.len(), max_len));
+        }
+        let gold = self.answer(ask.item).ok();
+        Ok(Query { tokens: fitted.tokens, gold, id: ask.item.id.clone(), cut: fitted.cut })
     }
 
-    /// BOS and prompt, with as many lines as leave `reserve` tokens free below `max_len`, or with none.
-    fn prompt_tokens(
-        &self,
-        tokenizer: &dyn Tokenize,
-        item: &Item,
-        retrieved: &[&Item],
-        max_len: usize,
-        reserve: usize,
-    ) -> Result<Vec<u32>, PromptError> {
-        let question = self.question(item)?;
-        let mut lines = Vec::with_capacity(retrieved.len());
-        for earlier in retrieved {
-            lines.push(self.history_line(earlier)?);
-        }
-        loop {
-            let text = self.assemble(&lines, &question);
-            let prompt = tokenizer.encode(&text).map_err(PromptError::Tokenizer)?;
-            let tokens: Vec<u32> = tokenizer.bos().into_iter().chain(prompt).collect();
-            if tokens.len() + reserve <= max_len || lines.pop().is_none() {
-                return Ok(tokens);
-            }
-        }
+    fn too_long(&self, ask: &Ask<'_>, prompt_tokens: usize, max_len: usize) -> PromptError {
+        PromptError::PromptTooLong { item: ask.item.id.clone(), prompt_tokens, max_len }
     }
 }
 

@@ -1,26 +1,43 @@
 //! From items to token ids: what the model reads, what it is trained to answer.
 //!
-//! Owns: task templates ([`Template`], checked into a [`Task`]), their examples with the
-//! prompt/answer boundary ([`Example`]), queries and label tokens. Must never know: weights, users in
-//! flight, files. The tokenizer is a trait ([`Tokenize`]); the type is the model's.
+//! Owns: task templates as data ([`Template`], checked into a [`Task`]; those shipped are in
+//! `trainer/templates`), budgets of tokens, examples with the prompt/answer boundary ([`Example`]),
+//! queries, label tokens. Must never know: weights, users in flight, files. The tokenizer is a trait
+//! ([`Tokenize`]); the type is the model's.
 //!
-//! **The text.** `instruction NL [history line NL]… prompt`, then one space and the answer. The
-//! instruction has no placeholders and comes first, so all examples of a user share it as a prefix.
+//! **The text.** A [`Layout`] orders profile, earlier items and question; then one space and the
+//! answer. In [`Layout::InstructionFirst`] what all examples of a user share comes first.
 //!
 //! **The boundary.** BOS (if the tokenizer has one) and the prompt are tokenised alone, then the
 //! space with the answer alone, then EOS. So no token straddles the boundary, training and
 //! prediction read the same prompt tokens, and exactly answer + EOS are supervised.
+//!
+//! **The length.** A template's budgets say how long merged items may be; words are cut by its limits.
+//! Beyond that nothing exceeds the sequence limit: items go, least relevant first, then the end of the
+//! profile, then, of a query alone, the end of its payload ([`Cut`] says which); an example is cut
+//! on the right.
 //! Start reading at [`Builder`].
 
 mod build;
+mod builtin;
+mod check;
 mod example;
+mod fit;
 mod labels;
+mod merge;
+mod profile;
+mod task;
 mod template;
+mod text;
 
 pub use build::Builder;
-pub use example::{Example, Query};
-pub use labels::LabelTokens;
-pub use template::{Task, Template};
+pub use example::{Ask, Cut, Example, Query, Shown};
+pub use labels::{Branch, LabelSequences, LabelTokens};
+pub use task::{Ablation, Purpose, Task};
+pub use template::{
+    AblationForms, Budget, HistoryExample, Layout, ListForm, LongQuestion, Merge, Place,
+    ProfileRequest, RetrievalText, Split, Template,
+};
 
 /// An error a tokenizer reports, in its own words.
 pub type TokenizeError = Box<dyn std::error::Error + Send + Sync>;
@@ -52,6 +69,9 @@ pub enum PromptError {
     /// The items in front of a prompt could not be chosen.
     #[error(transparent)]
     Retrieval(#[from] crate::retrieval::RetrievalError),
+    /// A template's text is not one.
+    #[error("{0}")]
+    Toml(#[source] Box<toml::de::Error>),
     /// A template that breaks its own rules.
     #[error("template `{template}`, {part}: {what}")]
     Template {
@@ -61,6 +81,14 @@ pub enum PromptError {
         part: &'static str,
         /// What is wrong.
         what: String,
+    },
+    /// The template has no form for an ablation.
+    #[error("template `{template}` has no form for the ablation {ablation:?}")]
+    NoAblation {
+        /// The template.
+        template: String,
+        /// The ablation.
+        ablation: Ablation,
     },
     /// An item lacks a field that the template names.
     #[error("item {item:?} has no field {field:?}, which template `{template}` needs")]
@@ -124,6 +152,14 @@ pub enum PromptError {
         /// The token.
         token: u32,
     },
+    /// Two labels are the same tokens.
+    #[error("labels {first:?} and {second:?} are the same tokens")]
+    LabelsSame {
+        /// One label.
+        first: String,
+        /// The other.
+        second: String,
+    },
     /// The tokenizer failed.
     #[error("tokenizer: {0}")]
     Tokenizer(#[source] TokenizeError),
@@ -131,9 +167,26 @@ pub enum PromptError {
 
 #[cfg(test)]
 pub(crate) mod testing {
-    //! A tokenizer for tests: one id per character; digits and spaces apart, as SmolLM2 has them.
+    //! A tokenizer for tests: one id per character; digits and spaces apart, as SmolLM2 has them. Items.
 
-    use super::{Tokenize, TokenizeError};
+    use super::{Shown, Template, Tokenize, TokenizeError};
+    use crate::data::Item;
+    use std::borrow::Cow;
+
+    pub(crate) fn rating() -> Template {
+        Template::builtin("rating").unwrap()
+    }
+
+    pub(crate) fn item(id: &str, fields: &[(&str, &str)]) -> Item {
+        let fields = fields.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        Item { id: id.to_owned(), fields }
+    }
+
+    /// Items in the order of the prompt, the first the most relevant.
+    pub(crate) fn shown(items: &[Item]) -> Vec<Shown<'_>> {
+        let shown = items.iter().enumerate();
+        shown.map(|(relevance, i)| Shown { item: Cow::Borrowed(i), relevance }).collect()
+    }
 
     /// Ids are code points; 0 is EOS, 1 is BOS if it has one.
     pub(crate) struct Letters {

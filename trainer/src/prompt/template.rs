@@ -1,12 +1,12 @@
 //! Task templates: data that says how an item becomes a prompt and an answer.
 
 use super::PromptError;
-use crate::data::Item;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
 
-/// A task as data; TOML and JSON, unknown keys refused. `{field}` stands for an item's field, `{{`
-/// and `}}` for braces. [`Task::new`] checks it.
+/// A task as data; TOML and JSON, unknown keys refused. [`super::Task::new`] checks it.
+///
+/// In texts *with placeholders* `{field}` stands for an item's field, `{field?}` for one that may be
+/// missing, `{{` and `}}` for braces; all other texts are taken as they are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Template {
@@ -14,292 +14,245 @@ pub struct Template {
     pub name: String,
     /// Raised with every change of wording; adapters of different versions do not mix.
     pub version: u32,
-    /// What to do; first in every prompt, the same for all, no placeholders. May be empty.
+    /// The benchmark task it is for (`movie_tag`, `rating`, …); none for a task of one's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    /// Where earlier items and the profile stand.
+    #[serde(default)]
+    pub layout: Layout,
+    /// What to do, the same for all items; only in [`Layout::InstructionFirst`]. May be empty.
+    #[serde(default)]
     pub instruction: String,
-    /// The question; ends where the answer goes on after one space.
+    /// The question, with placeholders; ends where the answer goes on after one space. In
+    /// [`Layout::Merged`] an item's own field `input` goes before it.
     pub prompt: String,
-    /// The answer. An item's own field `gold` goes before it.
+    /// The answer, with placeholders. An item's own field `gold` goes before it.
     pub answer: String,
     /// The possible answers, if they are few.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub labels: Option<Vec<String>>,
-    /// An earlier item in a prompt, and as the document of retrieval.
+    /// The field that an item is about: cut where there is no room, kept by `only_input`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_field: Option<String>,
+    /// The field that a history item adds as its output: kept by `only_output`, swapped by mixed
+    /// retrieval. None where the history has no outputs of the task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_field: Option<String>,
+    /// An earlier item in a prompt, with placeholders.
     pub history_line: String,
     /// Longest generated answer in tokens.
     pub max_new_tokens: u32,
-    /// Longest field in the prompt in words; more are cut off. None is no limit.
+    /// Longest field in the question in words; more are cut off. None is no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_field_words: Option<usize>,
     /// Longest field in a history line in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_history_field_words: Option<usize>,
+    /// A query to predict is not cut to `max_field_words`, only an example is (OPPU).
+    #[serde(default)]
+    pub whole_queries: bool,
+    /// In the population stage an example sees the user's earlier queries beside the history.
+    #[serde(default)]
+    pub earlier_queries: bool,
+    /// The example made of a history item, where it is not the task itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history_example: Option<HistoryExample>,
+    /// Texts of retrieval; none compares questions with history lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retrieval: Option<RetrievalText>,
+    /// How items join the question; in [`Layout::Merged`] alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub merge: Option<Merge>,
+    /// Prompts with one side of the items alone; in [`Layout::Merged`] alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ablation: Option<AblationForms>,
+    /// What to ask the base for when it writes a user's profile (PAG).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile_request: Option<ProfileRequest>,
 }
 
 impl Template {
-    /// Rating a text from 1 to 5 (the shape of LaMP-3, own wording); word limits as in OPPU.
-    pub fn rating() -> Self {
-        Self {
-            name: "rating".to_owned(),
-            version: 1,
-            instruction: "Give the score from 1 (worst) to 5 (best) that this person gives. \
-                          Answer with one digit."
-                .to_owned(),
-            prompt: "text: {text}\nscore:".to_owned(),
-            answer: "{score}".to_owned(),
-            labels: Some((1..=5).map(|s| s.to_string()).collect()),
-            history_line: "text: {text} score: {score}".to_owned(),
-            max_new_tokens: 4,
-            max_field_words: Some(768),
-            max_history_field_words: Some(368),
-        }
-    }
-
-    /// The built-in template of a name.
-    pub fn builtin(name: &str) -> Option<Self> {
-        (name == "rating").then(Self::rating)
-    }
-}
-
-/// A text with placeholders, taken apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Piece {
-    Text(String),
-    Field(String),
-}
-
-/// A checked template.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Task {
-    template: Template,
-    /// The instruction with its doubled braces resolved.
-    instruction: String,
-    prompt: Vec<Piece>,
-    answer: Vec<Piece>,
-    history_line: Vec<Piece>,
-}
-
-impl Task {
-    /// Checks a template.
+    /// Reads a template of a file.
     ///
     /// # Errors
-    /// Unmatched braces, an empty placeholder, a placeholder in the instruction, a prompt or answer
-    /// without one, an answer field in the prompt (it would give the answer away), a prompt that ends
-    /// in white space, no token to generate, labels that are fewer than two, twice, empty or untrimmed.
-    pub fn new(template: Template) -> Result<Self, PromptError> {
-        let refuse = |part, what: String| PromptError::Template {
-            template: template.name.clone(),
-            part,
-            what,
-        };
-        let parsed = |part, text: &str| parse(text).map_err(|what| refuse(part, what));
-        let instruction = parsed("instruction", &template.instruction)?;
-        let prompt = parsed("prompt", &template.prompt)?;
-        let answer = parsed("answer", &template.answer)?;
-        let history_line = parsed("history_line", &template.history_line)?;
-        let no_field = "needs a placeholder".to_owned();
-        if fields(&instruction).next().is_some() {
-            return Err(refuse("instruction", "must be the same for all items".to_owned()));
-        }
-        for (part, pieces) in [("prompt", &prompt), ("answer", &answer)] {
-            if fields(pieces).next().is_none() {
-                return Err(refuse(part, no_field));
-            }
-        }
-        if let Some(field) =
-            fields(&prompt).find(|f| *f == "gold" || fields(&answer).any(|a| a == *f))
-        {
-            return Err(refuse("prompt", format!("shows the answer's field {field:?}")));
-        }
-        if template.prompt.ends_with(char::is_whitespace) {
-            return Err(refuse(
-                "prompt",
-                "ends in white space; the answer brings its own".to_owned(),
-            ));
-        }
-        if template.max_new_tokens == 0 {
-            return Err(refuse("max_new_tokens", "must be at least 1".to_owned()));
-        }
-        if let Some(what) = template.labels.as_deref().and_then(wrong_labels) {
-            return Err(refuse("labels", what));
-        }
-        let instruction = render_plain(&instruction);
-        Ok(Self { template, instruction, prompt, answer, history_line })
-    }
-
-    /// The template it was made of.
-    pub fn template(&self) -> &Template {
-        &self.template
-    }
-
-    /// The possible answers, if they are few.
-    pub fn labels(&self) -> Option<&[String]> {
-        self.template.labels.as_deref()
-    }
-
-    /// The question for an item, without instruction and history.
-    ///
-    /// # Errors
-    /// [`PromptError::MissingField`].
-    pub fn question(&self, item: &Item) -> Result<String, PromptError> {
-        self.render(&self.prompt, item, self.template.max_field_words)
-    }
-
-    /// An earlier item as a line, without its newline.
-    ///
-    /// # Errors
-    /// [`PromptError::MissingField`].
-    pub fn history_line(&self, item: &Item) -> Result<String, PromptError> {
-        self.render(&self.history_line, item, self.template.max_history_field_words)
-    }
-
-    /// The line as a document of retrieval: its newline stays on the last word, as in OPPU.
-    ///
-    /// # Errors
-    /// [`PromptError::MissingField`].
-    pub fn document(&self, item: &Item) -> Result<String, PromptError> {
-        self.history_line(item).map(|line| line + "\n")
-    }
-
-    /// The instruction, the lines and the question, in this order, one newline after each but the last.
-    pub fn assemble(&self, lines: &[String], question: &str) -> String {
-        let instruction = Some(self.instruction.as_str()).filter(|i| !i.is_empty());
-        let parts = instruction.into_iter().chain(lines.iter().map(String::as_str));
-        parts.chain([question]).collect::<Vec<_>>().join("\n")
-    }
-
-    /// The answer of a labelled item, trimmed: its field `gold`, or the template's answer.
-    ///
-    /// # Errors
-    /// [`PromptError::MissingField`], [`PromptError::EmptyAnswer`].
-    pub fn answer(&self, item: &Item) -> Result<String, PromptError> {
-        let text = match item.field("gold") {
-            Some(gold) => gold.to_owned(),
-            None => self.render(&self.answer, item, None)?,
-        };
-        match text.trim() {
-            "" => Err(PromptError::EmptyAnswer { item: item.id.clone() }),
-            trimmed => Ok(trimmed.to_owned()),
-        }
-    }
-
-    /// The answer to train on: one of the labels where the template has labels.
-    ///
-    /// # Errors
-    /// As [`Task::answer`], and [`PromptError::NotALabel`].
-    pub fn training_answer(&self, item: &Item) -> Result<String, PromptError> {
-        let answer = self.answer(item)?;
-        match self.labels() {
-            Some(labels) if !labels.contains(&answer) => {
-                let (item, labels) = (item.id.clone(), labels.to_vec());
-                Err(PromptError::NotALabel { item, answer, labels })
-            }
-            _ => Ok(answer),
-        }
-    }
-
-    fn render(
-        &self,
-        pieces: &[Piece],
-        item: &Item,
-        max_words: Option<usize>,
-    ) -> Result<String, PromptError> {
-        let mut text = String::new();
-        for piece in pieces {
-            match piece {
-                Piece::Text(fixed) => text.push_str(fixed),
-                Piece::Field(name) => {
-                    let value = item.field(name).ok_or_else(|| PromptError::MissingField {
-                        template: self.template.name.clone(),
-                        item: item.id.clone(),
-                        field: name.clone(),
-                    })?;
-                    text.push_str(first_words(value, max_words));
-                }
-            }
-        }
-        Ok(text)
+    /// [`PromptError::Toml`]: not TOML, an unknown or missing key.
+    pub fn from_toml(text: &str) -> Result<Self, PromptError> {
+        toml::from_str(text).map_err(|e| PromptError::Toml(Box::new(e)))
     }
 }
 
-fn fields(pieces: &[Piece]) -> impl Iterator<Item = &str> {
-    pieces.iter().filter_map(|piece| match piece {
-        Piece::Field(name) => Some(name.as_str()),
-        Piece::Text(_) => None,
-    })
+/// The order of the parts of a prompt.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// `instruction NL [profile NL] [line NL]… question`: all prompts of a user share what comes first.
+    #[default]
+    InstructionFirst,
+    /// `[profile NL] [line NL]… [NL] question`, as OPPU has it: an empty line ends the history.
+    HistoryFirst,
+    /// `[profile NL]` and items and question in one sentence within a budget of tokens, as in LaMP and
+    /// the study of user profiles.
+    Merged,
 }
 
-/// The text of pieces without placeholders.
-fn render_plain(pieces: &[Piece]) -> String {
-    let text = |piece: &Piece| match piece {
-        Piece::Text(text) => text.clone(),
-        Piece::Field(_) => String::new(),
-    };
-    pieces.iter().map(text).collect()
+/// The example made of a history item, where it is not the task itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HistoryExample {
+    /// Its question, with placeholders or without; in [`Layout::Merged`] the cue follows.
+    pub prompt: String,
+    /// Its answer, with placeholders.
+    pub answer: String,
+    /// Whether profile and earlier items stand in front.
+    #[serde(default = "yes")]
+    pub context: bool,
+    /// The text that retrieval compares, with placeholders; none is the question.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query: Option<String>,
+    /// Makes the fields `head` and `rest` of one of the item's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<Split>,
 }
 
-/// Takes `text {field} {{brace}}` apart.
-fn parse(text: &str) -> Result<Vec<Piece>, String> {
-    let mut pieces = Vec::new();
-    let mut fixed = String::new();
-    let mut rest = text;
-    while let Some(at) = rest.find(['{', '}']) {
-        fixed.push_str(&rest[..at]);
-        let brace = &rest[at..=at];
-        rest = &rest[at + 1..];
-        if let Some(after) = rest.strip_prefix(brace) {
-            fixed.push_str(brace);
-            rest = after;
-            continue;
-        }
-        let closed = if brace == "{" { rest.split_once('}') } else { None };
-        let (name, after) =
-            closed.ok_or_else(|| format!("a lone `{brace}`; write it twice for a brace"))?;
-        if name.is_empty() || name.contains('{') || name.trim() != name {
-            return Err(format!("`{{{name}}}` is not a field name"));
-        }
-        if !fixed.is_empty() {
-            pieces.push(Piece::Text(std::mem::take(&mut fixed)));
-        }
-        pieces.push(Piece::Field(name.to_owned()));
-        rest = after;
-    }
-    fixed.push_str(rest);
-    if !fixed.is_empty() {
-        pieces.push(Piece::Text(fixed));
-    }
-    Ok(pieces)
+fn yes() -> bool {
+    true
 }
 
-fn wrong_labels(labels: &[String]) -> Option<String> {
-    let mut seen = BTreeSet::new();
-    if labels.len() < 2 {
-        return Some("needs at least two".to_owned());
-    }
-    let bad =
-        labels.iter().find(|l| l.is_empty() || l.trim() != l.as_str() || !seen.insert(l.as_str()));
-    bad.map(|label| format!("{label:?} is empty, untrimmed or there twice"))
+/// A field cut in two at a share of its words that is drawn for each user and item.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Split {
+    /// The field.
+    pub field: String,
+    /// Smallest share of the words in `head`, in percent.
+    pub from_percent: u8,
+    /// Largest share.
+    pub to_percent: u8,
 }
 
-/// The text up to the end of its `max`-th word, spacing kept; all of it if it has no more.
-fn first_words(text: &str, max: Option<usize>) -> &str {
-    let Some(max) = max else { return text };
-    let (mut words, mut inside, mut end) = (0, false, 0);
-    for (at, c) in text.char_indices() {
-        let in_word = !c.is_whitespace();
-        if in_word && !inside {
-            if words == max {
-                return &text[..end];
-            }
-            words += 1;
-        }
-        if in_word {
-            end = at + c.len_utf8();
-        }
-        inside = in_word;
-    }
-    text
+/// What BM25 compares.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetrievalText {
+    /// The text asked with, with placeholders.
+    pub query: String,
+    /// An earlier item, with placeholders; none is its history line and a newline, as in OPPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document: Option<String>,
+    /// The same without the output field, for [`super::Ablation::Decouple`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub document_without_output: Option<String>,
+    /// The study's retrievers do not show the first earlier item whose `input_field` equals that of the item asked for.
+    #[serde(default)]
+    pub exclude_equal: bool,
 }
 
-#[cfg(test)]
-#[path = "template_tests.rs"]
-mod tests;
+/// How items join the question in one sentence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Merge {
+    /// Between two items.
+    pub join: String,
+    /// Where the items stand.
+    pub place: Place,
+    /// Between items and question; for a place inside the question, before the items.
+    pub link: String,
+    /// What ends the question and asks for the answer; causal bases need one.
+    pub cue: String,
+    /// How long the items may be.
+    pub budget: Budget,
+}
+
+/// Where merged items stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Place {
+    /// In front of the question.
+    Before,
+    /// After the first word `title` of the question (LaMP-1).
+    AfterTitleWord,
+    /// After the quoted paper title in the question (the study's LaMP_1).
+    AfterQuotedTitle,
+}
+
+/// Tokens for the items of a merged prompt; counted without special tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "rule", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Budget {
+    /// B = M - min(len(question), floor(f M)), b = (B - reserved - len(phrase) - 2(n-1)) / n tokens an
+    /// item, what an item leaves goes to the next; f falls from .6 by .1 until all n fit, below 0 the
+    /// question stands alone. M is `max_tokens`, or what `max_len` leaves beside `max_new_tokens` if less.
+    Lamp {
+        /// M.
+        max_tokens: usize,
+        /// Taken off once (LaMP: 1, 0 for citations).
+        reserved: usize,
+        /// A part of `link` whose length is taken off; may be empty.
+        #[serde(default)]
+        phrase: String,
+    },
+    /// b = tokens / n for each item, nothing carried on; an item whose fixed words alone are longer is
+    /// left out.
+    Study {
+        /// Shared evenly by the items.
+        tokens: usize,
+        /// For long questions another sum.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        long_question: Option<LongQuestion>,
+    },
+}
+
+/// A question of `from_tokens` or more leaves `max_tokens` - len(question) for all items, at least 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LongQuestion {
+    /// Length in tokens from which a question is long.
+    pub from_tokens: usize,
+    /// Question and items together.
+    pub max_tokens: usize,
+}
+
+/// The items as lists of one side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AblationForms {
+    /// Longest list with its words, cut at the end of the list.
+    pub tokens: usize,
+    /// Inputs alone.
+    pub only_input: ListForm,
+    /// Outputs alone.
+    pub only_output: ListForm,
+}
+
+/// `lead item join item … tail`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ListForm {
+    /// In front.
+    #[serde(default)]
+    pub lead: String,
+    /// One item, with placeholders.
+    pub item: String,
+    /// Between two.
+    pub join: String,
+    /// At the end.
+    #[serde(default)]
+    pub tail: String,
+}
+
+/// What to ask the base for when it writes a user's profile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfileRequest {
+    /// The request; the placeholder `{items}` is the lines of the items, one a line.
+    pub prompt: String,
+    /// One item, with placeholders; none is the history line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<String>,
+    /// How many items are drawn from the history.
+    pub items: usize,
+    /// Longest field in words.
+    pub max_field_words: usize,
+    /// Longest profile in tokens.
+    pub max_new_tokens: u32,
+}

@@ -261,10 +261,14 @@ impl Retrieval {
                     .collect::<Result<_, _>>()?
             }
         };
-        let draws = || Draws::new(self.seed, request, Purpose::Order);
-        let places = self.order.places(items.len(), draws);
+        let places = self.relevance(items.len(), request);
         let mut held: Vec<_> = items.into_iter().map(Some).collect();
         Ok(places.into_iter().filter_map(|place| held[place].take()).collect())
+    }
+
+    /// How relevant each of the `count` items of [`Retrieval::choose`] is, in the same order: 0 is the most.
+    pub fn relevance(&self, count: usize, request: &Request<'_>) -> Vec<usize> {
+        self.order.places(count, || Draws::new(self.seed, request, Purpose::Order))
     }
 
     /// Which ranks out of `len` are shown.
