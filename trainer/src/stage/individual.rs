@@ -100,7 +100,7 @@ impl Flight {
             let Some(job) = jobs.next() else { return Ok(()) };
             let (user, rules) = (job.user.clone(), self.rules);
             let checked = fits(&job, engine.net);
-            match checked.and_then(|()| Trainee::new(job, engine.sites, rules)) {
+            match checked.and_then(|()| Trainee::new(job, engine.lists, rules)) {
                 Ok((trainee, adapter)) => {
                     let slot = engine.slabs.take().ok_or(Error::NoSlot)?;
                     engine.load(slot, &adapter)?;
@@ -136,6 +136,7 @@ impl Flight {
             let (pieces, weight) = (trainee.due_pieces(), trainee.weight());
             self.packer.add(&Share {
                 adapter,
+                layout: trainee.layout(),
                 pieces: &pieces,
                 weight,
                 first_token: trainee.first_token(),
@@ -257,6 +258,7 @@ fn held_out_loss<B: Ops>(
         packer.clear();
         packer.add(&Share {
             adapter: Some(segment),
+            layout: trainee.layout(),
             pieces: &pieces[chunk],
             weight: 0.0,
             first_token: 0,

@@ -5,7 +5,7 @@
 use super::individual::PackRules;
 use crate::config::{EarlyStop, Recipe};
 use crate::ids::UserId;
-use crate::lora::{AdapterSpec, SiteList, initialise};
+use crate::lora::{AdapterSpec, SiteLists, initialise};
 use crate::optim::{Order, steps_per_user};
 use crate::pack::{Piece, chunks, rows_of};
 use crate::prompt::Example;
@@ -41,7 +41,7 @@ pub enum Outcome {
         user: UserId,
         /// The adapter's shape.
         lora: AdapterSpec,
-        /// Its parameters, in the order of the site list.
+        /// Its parameters, in the order of the sites of its targets in every block.
         params: Vec<f32>,
         /// Optimiser steps that led to these parameters.
         steps: u32,
@@ -98,6 +98,7 @@ pub struct Trainee {
     job: Job,
     rules: PackRules,
     key: [u32; 2],
+    layout: usize,
     /// Examples trained on are the first so many; the rest are held out.
     num_train: u32,
     num_params: usize,
@@ -123,10 +124,10 @@ impl Trainee {
     /// Seats a user; the adapter to load. The error is the reason to put the user aside.
     ///
     /// # Errors
-    /// No example, or a shape the sites do not have.
+    /// No example, or targets that none of the lists has.
     pub fn new(
         job: Job,
-        sites: &SiteList,
+        lists: &SiteLists,
         rules: PackRules,
     ) -> std::result::Result<(Self, Vec<f32>), String> {
         if let Some(reason) = job.unusable {
@@ -135,6 +136,7 @@ impl Trainee {
         if job.examples.is_empty() {
             return Err("its history has no usable item".into());
         }
+        let (layout, sites) = lists.find(&job.lora.targets).map_err(|e| e.to_string())?;
         let key = job.user.key().random_key(job.seed);
         let lora_rank = job.lora.lora_rank as usize;
         let mut params = vec![0.0; sites.params(lora_rank)];
@@ -159,6 +161,7 @@ impl Trainee {
             job,
             rules,
             key,
+            layout,
             num_train,
             num_params: params.len(),
             total_steps,
@@ -184,6 +187,11 @@ impl Trainee {
     /// The user.
     pub fn user(&self) -> &UserId {
         &self.job.user
+    }
+
+    /// Number of the adapter's layout.
+    pub fn layout(&self) -> usize {
+        self.layout
     }
 
     /// Optimiser steps finished.
