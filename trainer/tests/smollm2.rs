@@ -44,7 +44,7 @@ fn logits_of_six_texts() {
         .iter()
         .map(|t| {
             let ids: Vec<u32> = serde_json::from_value(t["tokens"].clone()).unwrap();
-            assert_eq!(tokenizer.encode(t["text"].as_str().unwrap()).unwrap(), ids);
+            assert_eq!(tokenizer.encode_markup(t["text"].as_str().unwrap()).unwrap(), ids);
             ids
         })
         .collect();

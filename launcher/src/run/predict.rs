@@ -16,9 +16,9 @@ use trainer::prompt::{LabelTokens, Query};
 use trainer::report::{Event, Stage};
 use trainer::shard::plan;
 use trainer::stage::individual::End;
-use trainer::stage::predict::{Asker, Oracle};
+use trainer::stage::predict::{Asker, Oracle, Own};
 use trainer::stage::sample::Sampling;
-use trainer::store::{Store, write_atomic};
+use trainer::store::{Adapter, Store, write_atomic};
 
 /// Rows of a prediction pack.
 const PACK_ROWS: usize = 2048;
@@ -59,7 +59,7 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
         tokens: 0,
     })?;
     let store = if arm == Arm::Personal { Some(Store::open(&run.path("store"))?) } else { None };
-    let net = run.network(base, arm == Arm::Personal)?;
+    let net = run.network(base)?;
     let mut answerer = Answerer::new(run, &net, arm)?;
     let stage = match arm {
         Arm::Base => "ask base",
@@ -76,8 +76,8 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
             let adapter = match &store {
                 None => None,
                 Some(store) if store.done().contains_key(&record.id.key()) => {
-                    let adapter = store.get(&record.id.key())?;
-                    Some((adapter.spec, adapter.params))
+                    let Adapter { spec: lora, sites, params, .. } = store.get(&record.id.key())?;
+                    Some(Own { lora, sites, params })
                 }
                 // Put aside: this user has no personal answers.
                 Some(_) => continue,
@@ -205,9 +205,7 @@ impl<'a> Answerer<'a> {
         } else {
             rows + predict.batch_queries * predict.max_new_tokens
         };
-        let rank = session.max_lora_rank();
-        let adapters =
-            (arm == Arm::Personal).then_some((&session.sites, u32::try_from(GROUP)?, rank));
+        let adapters = if arm == Arm::Personal { u32::try_from(GROUP)? } else { 0 };
         Ok(Self {
             run,
             oracle: Oracle::new(net, (rows, cache), adapters, session.rules)?,
