@@ -49,7 +49,8 @@ pub(super) fn run(args: &BenchTrainArgs, env: &Env) -> anyhow::Result<Exit> {
         recompute: if args.recompute { Recompute::Always } else { Recompute::Never },
     };
     let sizes = choose(&net, bounds)?;
-    let mut engine = Engine::new(&net, &work.lists, sizes.step, (sizes.slots, bounds.adapter_params))?;
+    let mut engine =
+        Engine::new(&net, &work.lists, sizes.step, (sizes.slots, bounds.adapter_params))?;
     let peak = kernels::linear::peak::product(work.threads)?;
     let tax = lora_tax(&work, &mut engine, args, &users)?;
     let jobs = |work: &Workload| {

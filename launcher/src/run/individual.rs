@@ -213,12 +213,8 @@ impl Watch for Watcher<'_> {
                 let provenance =
                     Provenance { base_hash, config_hash, steps, final_loss: Some(final_loss) };
                 let (_, sites) = self.lists.find(&lora.targets)?;
-                let adapter = AdapterRef {
-                    spec: &lora,
-                    sites,
-                    params: &params,
-                    provenance: &provenance,
-                };
+                let adapter =
+                    AdapterRef { spec: &lora, sites, params: &params, provenance: &provenance };
                 self.commit(&user, Record::Adapter(adapter))?;
                 emit(
                     self.events,

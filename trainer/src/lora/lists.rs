@@ -111,7 +111,10 @@ mod tests {
         let at = |list: &SiteList| list.find(1, Target::V).unwrap();
         assert_ne!((at(own).id, at(own).unit_offset), (at(wide).id, at(wide).unit_offset));
         for unknown in [&[Target::Q][..], &[], &[Target::V, Target::Q]] {
-            assert!(matches!(lists.find(unknown), Err(Error::UnknownTargets { .. })), "{unknown:?}");
+            assert!(
+                matches!(lists.find(unknown), Err(Error::UnknownTargets { .. })),
+                "{unknown:?}"
+            );
         }
     }
 

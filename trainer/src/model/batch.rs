@@ -217,7 +217,8 @@ impl<B: Backend> DeviceBatch<B> {
         fn of<T: Element>(n: usize) -> usize {
             n * size_of::<T>()
         }
-        let lane = of::<u32>(3 * rows) + of::<Segment>(num_layouts * rows) + of::<Sequence>(2 * rows);
+        let lane =
+            of::<u32>(3 * rows) + of::<Segment>(num_layouts * rows) + of::<Sequence>(2 * rows);
         2 * lane + of::<u32>(3 * rows) + of::<f32>(rows) + of::<u32>(2 * rows + 1)
     }
 

@@ -461,7 +461,13 @@ impl<B: Ops> Pass<'_, B> {
         let dout = Mat::new(&*g.stream, d.hidden);
         self.product_back(lane.rows, dout, &block.o, MatMut::new(g.attention, d.q), false)?;
         let dx = Some(MatMut::new(&mut *g.attention, d.q));
-        self.adapt_back(lane, (block, |s| &s.o), (Mat::new(&acts.attention, d.q), dout), grads, dx)?;
+        self.adapt_back(
+            lane,
+            (block, |s| &s.o),
+            (Mat::new(&acts.attention, d.q), dout),
+            grads,
+            dx,
+        )?;
         Ok(reach.lowest == Part::Qkv || reach.below)
     }
 }

@@ -76,7 +76,12 @@ impl<B: Ops> Stepper<B> {
     }
 
     /// Last hidden states of the output rows (before the final norm), in the last block's buffer.
-    fn forward(&mut self, net: &Network<B>, batch: &Batch, adapters: Adapters<'_, B>) -> Result<()> {
+    fn forward(
+        &mut self,
+        net: &Network<B>,
+        batch: &Batch,
+        adapters: Adapters<'_, B>,
+    ) -> Result<()> {
         adapters.check(batch)?;
         let rows = batch.full.rows();
         if rows > self.rows() {

@@ -355,8 +355,13 @@ mod tests {
     fn a_user_looks_the_same_alone_and_behind_another() {
         let tokens: Vec<u32> = (0..30).collect();
         let pieces = [Piece::supervised(&tokens, 20), Piece::supervised(&tokens[..25], 20)];
-        let share =
-            Share { adapter: Some(adapter()), layout: 1, pieces: &pieces, weight: 1.0, first_token: 0 };
+        let share = Share {
+            adapter: Some(adapter()),
+            layout: 1,
+            pieces: &pieces,
+            weight: 1.0,
+            first_token: 0,
+        };
         let (mut alone, mut behind) = (Packer::new(true), Packer::new(true));
         alone.add(&share);
         behind.add(&Share { pieces: &pieces[..1], ..share });

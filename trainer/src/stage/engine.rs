@@ -80,7 +80,9 @@ impl<'a, B: Ops> Engine<'a, B> {
         num_layouts: usize,
     ) -> usize {
         let slab = num_slots * adapter_params * size_of::<f32>();
-        Stepper::bytes(net, size, num_layouts) + 4 * slab + num_slots * (size_of::<Update>() + size_of::<f32>())
+        Stepper::bytes(net, size, num_layouts)
+            + 4 * slab
+            + num_slots * (size_of::<Update>() + size_of::<f32>())
     }
 
     /// Rows a pack may have.
@@ -173,8 +175,7 @@ impl<'a, B: Ops> Engine<'a, B> {
     /// When the pack is inconsistent.
     pub fn losses(&mut self, packer: &Packer) -> Result<&[f32]> {
         self.check(packer)?;
-        let adapters =
-            Adapters { layouts: self.lists.layouts(), params: &self.buffers.params };
+        let adapters = Adapters { layouts: self.lists.layouts(), params: &self.buffers.params };
         Ok(self.stepper.losses(self.net, packer.batch(), adapters)?)
     }
 

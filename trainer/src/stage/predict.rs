@@ -225,17 +225,21 @@ impl<'a, B: Ops> Oracle<'a, B> {
             };
             let adapters = oracle.shelf.adapters();
             let (net, predictor) = (oracle.net, &mut oracle.predictor);
-            predictor.prefill(net, (oracle.packer.batch(), &to_cache), adapters, &mut |row, l| {
-                take(&mut live, row, l)
-            })?;
+            predictor.prefill(
+                net,
+                (oracle.packer.batch(), &to_cache),
+                adapters,
+                &mut |row, l| take(&mut live, row, l),
+            )?;
             loop {
                 live.retain(|s| !s.done);
                 if live.is_empty() {
                     return Ok(());
                 }
                 let rows = decode_batch(&mut live, &mut batch);
-                predictor
-                    .decode(net, (&batch, &rows), adapters, &mut |row, l| take(&mut live, row, l))?;
+                predictor.decode(net, (&batch, &rows), adapters, &mut |row, l| {
+                    take(&mut live, row, l)
+                })?;
             }
         })?;
         Ok(out)
@@ -258,8 +262,7 @@ impl<'a, B: Ops> Oracle<'a, B> {
             for chunk in chunks(&pieces, self.rules.chunk_rows, self.rules.share_prefixes) {
                 let pieces = &pieces[chunk.clone()];
                 let rows = rows_of(pieces, self.rules.share_prefixes);
-                let no_slot =
-                    adapter.is_none() && asker.adapter.is_some() && self.shelf.is_full();
+                let no_slot = adapter.is_none() && asker.adapter.is_some() && self.shelf.is_full();
                 let cached = self.packer.rows() + rows + (prompts + pieces.len()) * answer;
                 let full = self.packer.rows() + rows > self.predictor.rows()
                     || (answer > 0 && cached > self.predictor.cache_rows());

@@ -68,6 +68,9 @@ impl Outcome {
     }
 }
 
+/// An element of an adapter beyond this is far from any that training leads to: the loss may have no finite value there.
+const FAR: f32 = 10.0;
+
 /// Best parameters so far, with early stopping.
 #[derive(Debug)]
 struct Best {
@@ -244,6 +247,11 @@ impl Trainee {
         rows_of(&self.due_pieces(), self.rules.share_prefixes)
     }
 
+    /// Pieces trained on, in time order.
+    pub fn training_pieces(&self) -> Vec<Piece<'_>> {
+        (0..self.num_train as usize).map(|i| self.piece(i)).collect()
+    }
+
     /// Held-out pieces, in time order.
     pub fn held_out_pieces(&self) -> Vec<Piece<'_>> {
         (self.num_train as usize..self.job.examples.len()).map(|i| self.piece(i)).collect()
@@ -355,6 +363,19 @@ impl Trainee {
     /// Whether the last epoch is over, or the user stopped early.
     pub fn finished(&self) -> bool {
         self.stopped || self.epoch == self.job.recipe.epochs
+    }
+
+    /// Whether the last step led so far away that only the loss there can tell if it is an adapter: a step's own loss
+    /// is from before it. Where early stopping chose, the held-out loss has told.
+    pub fn strayed(&self, params: &[f32]) -> bool {
+        self.best.is_none() && params.iter().any(|p| p.is_finite() && p.abs() > FAR)
+    }
+
+    /// Takes the loss behind the last step.
+    pub fn asked_after_last_step(&mut self, loss: f64) {
+        if !loss.is_finite() {
+            self.failure = Some(format!("after its last step: loss {loss}"));
+        }
     }
 
     /// Parameters of the user's adapter.

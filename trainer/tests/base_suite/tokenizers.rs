@@ -110,7 +110,8 @@ const PLAIN: [&str; 6] = ["", "ab", "a b a", "<|im_end", "im_end|>", "< |im_end|
 /// No text says a special token, every text is read back, other texts are encoded as they always were.
 fn plain_text_is_text(tokenizer: &Tokenizer, special: &[u32], what: &str) {
     for text in WITH_NAMES {
-        let (ids, markup) = (tokenizer.encode(text).unwrap(), tokenizer.encode_markup(text).unwrap());
+        let (ids, markup) =
+            (tokenizer.encode(text).unwrap(), tokenizer.encode_markup(text).unwrap());
         assert!(!ids.iter().any(|id| special.contains(id)), "{what}: {text:?} is {ids:?}");
         assert_eq!(tokenizer.decode(&ids, true).unwrap(), text, "{what}");
         assert!(markup.iter().any(|id| special.contains(id)), "{what}: {text:?} is {markup:?}");
@@ -168,13 +169,16 @@ fn special_tokens_in_a_text_of_a_gguf_tokenizer_are_letters() {
 
 #[test]
 fn special_tokens_in_a_text_of_a_tokenizer_json_are_letters() {
-    let spec = BaseSpec { vocab: 64, eos: vec![1], bos: Some(0), ..parse(&llama_config()).unwrap() };
+    let spec =
+        BaseSpec { vocab: 64, eos: vec![1], bos: Some(0), ..parse(&llama_config()).unwrap() };
     let dir = tempfile::tempdir().unwrap();
     let level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
     let names = ["<s>", "<|im_end|>", "</s>"];
     let added = |special: bool| -> Vec<Json> {
-        let one = |(id, name): (usize, &&str)| json!({"id": id, "content": name, "single_word": false,
-            "lstrip": true, "rstrip": false, "normalized": false, "special": special});
+        let one = |(id, name): (usize, &&str)| {
+            json!({"id": id, "content": name, "single_word": false,
+            "lstrip": true, "rstrip": false, "normalized": false, "special": special})
+        };
         names.iter().enumerate().map(one).collect()
     };
     let mut vocab = serde_json::Map::new();
@@ -215,7 +219,12 @@ fn a_special_token_of_one_letter_is_an_error_in_a_text() {
     let spec = BaseSpec { eos: vec![2], bos: Some(3), ..parse(&llama_config()).unwrap() };
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("base.gguf");
-    write_gguf(&path, &gguf_metadata(&spec), &llama_gguf(&spec, &values(&spec, 10)), GgmlDType::F32);
+    write_gguf(
+        &path,
+        &gguf_metadata(&spec),
+        &llama_gguf(&spec, &values(&spec, 10)),
+        GgmlDType::F32,
+    );
     let tokenizer = Tokenizer::open(&path, &spec).unwrap();
     // A beginning does no harm within a text, an end does.
     assert_eq!(tokenizer.encode("b12").unwrap(), [3, 8, 9]);

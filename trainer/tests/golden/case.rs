@@ -172,7 +172,13 @@ impl Case {
         let supervised: usize = pieces.iter().map(|p| p.targets.len()).sum();
         let mut packer = Packer::new(share);
         let adapter = Some(self.segment(engine.segment(slot, slot)));
-        packer.add(&Share { adapter, layout: 0, pieces, weight: 1.0 / supervised as f32, first_token: 0 });
+        packer.add(&Share {
+            adapter,
+            layout: 0,
+            pieces,
+            weight: 1.0 / supervised as f32,
+            first_token: 0,
+        });
         let sum: f64 = engine.train(&packer).unwrap().iter().map(|&l| f64::from(l)).sum();
         let update = Update {
             offset: 0,
@@ -194,8 +200,7 @@ impl Case {
     pub(crate) fn train_whole(&self, net: &Network<Cpu>, recipe: &Recipe) -> Vec<f32> {
         let size =
             trainer::model::activations::StepSize { rows: 256, stored_blocks: 9, backward: true };
-        let mut engine =
-            Engine::new(net, &self.lists, size, (1, self.adapter.len())).unwrap();
+        let mut engine = Engine::new(net, &self.lists, size, (1, self.adapter.len())).unwrap();
         let slot = engine.slabs.take().unwrap();
         engine.load(slot, &self.adapter).unwrap();
         let pieces: Vec<_> =

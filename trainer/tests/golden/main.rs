@@ -38,8 +38,7 @@ fn logits(
     with_adapter: bool,
     share_prefixes: bool,
 ) -> Vec<Vec<f32>> {
-    let mut engine =
-        Engine::new(net, &case.lists, size(0), (1, case.adapter.len())).unwrap();
+    let mut engine = Engine::new(net, &case.lists, size(0), (1, case.adapter.len())).unwrap();
     engine.slabs.take().unwrap();
     engine.load(Slot(0), &case.adapter).unwrap();
     let mut params = vec![0.0; case.adapter.len()];
@@ -106,13 +105,9 @@ fn loss_and_every_gradient_in_every_layout() {
         let net = case.network();
         for (share_prefixes, stored_blocks) in LAYOUTS {
             let at = format!("{name}, shared prefixes {share_prefixes}, {stored_blocks} stored");
-            let mut engine = Engine::new(
-                &net,
-                &case.lists,
-                size(stored_blocks),
-                (1, case.adapter.len()),
-            )
-            .unwrap();
+            let mut engine =
+                Engine::new(&net, &case.lists, size(stored_blocks), (1, case.adapter.len()))
+                    .unwrap();
             let slot = engine.slabs.take().unwrap();
             engine.load(slot, &case.adapter).unwrap();
             let pieces = case.pieces(0);
@@ -148,13 +143,9 @@ fn ten_steps_of_adamw() {
         let case = Case::open(name);
         let net = case.network();
         for (share_prefixes, stored_blocks) in LAYOUTS {
-            let mut engine = Engine::new(
-                &net,
-                &case.lists,
-                size(stored_blocks),
-                (1, case.adapter.len()),
-            )
-            .unwrap();
+            let mut engine =
+                Engine::new(&net, &case.lists, size(stored_blocks), (1, case.adapter.len()))
+                    .unwrap();
             let (losses, norms, adapter) = case.train(&mut engine, share_prefixes);
             let at = format!("{name}, shared prefixes {share_prefixes}, {stored_blocks} stored");
             assert!(
@@ -225,8 +216,7 @@ fn the_individual_stage_makes_the_same_adapter() {
             early_stop: EarlyStop { enabled: false, held_out: 0.1, patience: 1 },
         };
         let plain = case.train_whole(&net, &recipe);
-        let mut engine =
-            Engine::new(&net, &case.lists, size(0), (3, case.adapter.len())).unwrap();
+        let mut engine = Engine::new(&net, &case.lists, size(0), (3, case.adapter.len())).unwrap();
         let staged = case.train_staged(&mut engine, &recipe, &AtomicBool::new(false));
         assert!(largest_difference(&plain, &staged) < 1e-5, "{name}");
     }

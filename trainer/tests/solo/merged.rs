@@ -16,11 +16,7 @@ use trainer::model::overlay::merge;
 use trainer::pack::{Packer, Piece, Share};
 
 /// Logits of every position of three prompts.
-fn logits(
-    world: &World,
-    net: &Network<Cpu>,
-    adapter: Option<(Segment, &[f32])>,
-) -> Vec<f32> {
+fn logits(world: &World, net: &Network<Cpu>, adapter: Option<(Segment, &[f32])>) -> Vec<f32> {
     let prompts: Vec<Vec<u32>> = (0..3).map(|k| tokens(300, k, 9 + 7 * k)).collect();
     let piece = |rows| Piece { rows, first_output: 0, targets: &[] };
     let pieces: Vec<Piece<'_>> = prompts.iter().map(|p| piece(p.as_slice())).collect();
@@ -69,8 +65,10 @@ fn the_merged_base_gives_the_logits_of_base_and_adapter() {
         let world = World::open(name);
         let spec = lora(&world, 4);
         let params = adapter(&world, 21, 4);
-        let (bare, adapted) =
-            (logits(&world, &world.net, None), logits(&world, &world.net, Some((segment(&spec), &params))));
+        let (bare, adapted) = (
+            logits(&world, &world.net, None),
+            logits(&world, &world.net, Some((segment(&spec), &params))),
+        );
         let overlay = world.folder.path().join("merged.overlay");
         let changes = Merge::new(world.base.spec(), &world.sites, &spec, &params).unwrap();
         let hash = merge(&Cpu, &world.base, changes.deltas(), &overlay).unwrap();

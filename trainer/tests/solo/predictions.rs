@@ -34,7 +34,10 @@ fn drawn(sites: &SiteList, i: u32, lora_rank: u32) -> Vec<f32> {
 
 /// The adapter of user `i`: all targets, or some; one user's in the upper block alone, as an import may be.
 fn own(world: &World, i: u32, lora_rank: u32) -> Own {
-    let lora = AdapterSpec { targets: sets(&world.targets)[i as usize % 4].clone(), ..lora(world, lora_rank) };
+    let lora = AdapterSpec {
+        targets: sets(&world.targets)[i as usize % 4].clone(),
+        ..lora(world, lora_rank)
+    };
     let mut sites = SiteList::of_base(world.base.spec(), &lora.targets).unwrap();
     if i == 6 {
         let upper = sites.entries().iter().map(|e| e.spec).filter(|s| s.layer == 1).collect();

@@ -58,7 +58,10 @@ fn other_users_targets_do_not_matter() {
         assert_eq!(differing(&records, &reference), [], "{name}, the other way round");
         // The comparison can fail: with other targets, everybody's record is another.
         let mut moved = all.clone();
-        moved.iter_mut().zip(&all[1..]).for_each(|(a, b)| a.lora.targets.clone_from(&b.lora.targets));
+        moved
+            .iter_mut()
+            .zip(&all[1..])
+            .for_each(|(a, b)| a.lora.targets.clone_from(&b.lora.targets));
         moved.pop();
         let records = world.train(&moved, &Composition::WIDE);
         assert_eq!(differing(&records, &reference).len(), moved.len(), "{name}");
@@ -86,7 +89,8 @@ fn a_record_holds_the_users_own_sites_and_no_other() {
                 .collect();
             assert!(names.iter().copied().eq(own.iter().map(String::as_str)), "{name}: {names:?}");
             // Trained: B is not where it began, at any of the user's sites.
-            for (key, tensor) in tensors.tensors().iter().filter(|(key, _)| key.contains("lora_B")) {
+            for (key, tensor) in tensors.tensors().iter().filter(|(key, _)| key.contains("lora_B"))
+            {
                 assert!(tensor.data().iter().any(|&b| b != 0), "{name}: {key} was not trained");
             }
         }
