@@ -66,14 +66,7 @@ pub(crate) fn import(args: &ImportArgs, env: &Env) -> anyhow::Result<Exit> {
     let available: Vec<_> = all.entries().iter().map(|e| e.spec).collect();
     let imported = trainer::store::peft::import(&args.adapter, &available)
         .input("the adapter must be plain LoRA for this base")?;
-    let ours = Target::parse_all(&config.individual.training.targets)?;
-    if imported.spec.targets != ours {
-        return Err(anyhow::anyhow!(
-            "the adapter adapts {:?}, this run adapts {ours:?}",
-            imported.spec.targets
-        ))
-        .input("adapters of one run share their targets");
-    }
+    check_base(imported.base_hash.as_deref(), &base.hash().to_string(), args.any_base)?;
     let user = UserId::new(&args.user);
     let folder = args.run.join("store");
     let generation = Store::open(&folder).input(NO_RUN)?.next_generation(&user.key());
@@ -92,8 +85,28 @@ pub(crate) fn import(args: &ImportArgs, env: &Env) -> anyhow::Result<Exit> {
     let mut writer = Writer::open(&folder, 0).input("another process is writing this run")?;
     writer.commit(Commit { user: &user, generation, outcome: Outcome::Adapter(adapter) })?;
     writer.close()?;
-    print(&format!("user {user}: imported, LoRA rank {}", imported.spec.lora_rank));
+    let targets = Target::names(&imported.spec.targets).join(", ");
+    print(&format!("user {user}: imported, LoRA rank {}, {targets}", imported.spec.lora_rank));
     Ok(Exit::Done)
+}
+
+/// Compares the base an adapter says it was trained on with the one it would be used on.
+fn check_base(recorded: Option<&str>, ours: &str, any_base: bool) -> anyhow::Result<()> {
+    match recorded {
+        Some(theirs) if theirs == ours => Ok(()),
+        Some(theirs) if any_base => {
+            say(&format!("the adapter was trained on the base {theirs}, this run's is {ours}"));
+            Ok(())
+        }
+        Some(theirs) => Err(anyhow::anyhow!(
+            "the adapter was trained on the base {theirs}, this run's is {ours}"
+        ))
+        .input("an adapter means nothing on another base; --any-base takes it all the same"),
+        None => {
+            say("the adapter does not say which base it was trained on; taken as of this run's");
+            Ok(())
+        }
+    }
 }
 
 pub(crate) fn verify(args: &FolderArgs, env: &Env) -> anyhow::Result<Exit> {

@@ -194,6 +194,9 @@ pub(crate) struct ImportArgs {
     /// The user it belongs to.
     #[arg(long, value_name = "ID")]
     pub(crate) user: String,
+    /// Take it even if it says that it was trained on another base.
+    #[arg(long)]
+    pub(crate) any_base: bool,
 }
 
 #[derive(Debug, Args)]

@@ -40,6 +40,8 @@ pub(crate) struct Bounds {
     pub(crate) users: usize,
     /// Parameters of the largest adapter.
     pub(crate) adapter_params: usize,
+    /// Lists of sites that adapters have.
+    pub(crate) layouts: usize,
     pub(crate) recompute: Recompute,
 }
 
@@ -55,8 +57,8 @@ pub(crate) fn choose(net: &Network<Cpu>, bounds: Bounds) -> anyhow::Result<Sizes
         Engine::bytes(
             net,
             StepSize { rows, stored_blocks, backward: true },
-            slots,
-            bounds.adapter_params,
+            (slots, bounds.adapter_params),
+            bounds.layouts,
         )
     };
     let wanted = if bounds.slots == 0 { AUTO_USERS } else { bounds.slots }.min(bounds.users.max(1));
@@ -92,7 +94,8 @@ impl Bounds {
             chunk_rows: session.rules.chunk_rows,
             slots: engine.users_in_flight,
             users,
-            adapter_params: session.sites.params(session.max_lora_rank()),
+            adapter_params: session.adapter_params(),
+            layouts: session.lists.lists().len(),
             recompute: engine.recompute,
         }
     }
@@ -150,7 +153,7 @@ pub(crate) fn print_plan(session: &Session, comm: &dyn Communicator) -> anyhow::
     let users = index.personal.len();
     let mine = users.div_ceil(comm.size());
     let positions = config.prompt.max_length.min(spec.max_positions);
-    let net = Network::new(Cpu, &session.base, &session.sites.by_layer(spec.layers), positions)?;
+    let net = Network::new(Cpu, &session.base, positions)?;
     let bounds = Bounds::of(session, mine);
     let hint = "raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens";
     let sizes = choose(&net, bounds).input(hint)?;

@@ -9,11 +9,12 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use trainer::comm::Communicator;
-use trainer::config::{Config, Document, PredictMode, Text, read_layers};
+use trainer::config::{Config, Document, PredictMode, Recipe, Text, read_layers};
 use trainer::data::{Dataset, Index, OnBad, UserRecord};
 use trainer::ids::UserId;
-use trainer::lora::{AdapterSpec, SiteList, Target};
+use trainer::lora::{AdapterSpec, SiteLists, Target};
 use trainer::model::cache::MappedBase;
+use trainer::model::spec::BaseSpec;
 use trainer::model::tokenizer::Tokenizer;
 use trainer::prompt::{Ablation, Builder, Example, Query, Task, Template};
 use trainer::retrieval::Retrieval;
@@ -36,9 +37,10 @@ pub(crate) struct Session {
     pub(crate) task: Task,
     pub(crate) rules: PackRules,
     retrieval: Retrieval,
-    /// Sites of the personal adapters.
-    pub(crate) sites: SiteList,
-    pub(crate) targets: Vec<Target>,
+    /// Sites of the personal adapters, for every list of targets that some user has.
+    pub(crate) lists: SiteLists,
+    /// The adapter of each of the config's recipes: the common one, then the overrides'.
+    adapters: Vec<AdapterSpec>,
 }
 
 /// The config, read by rank 0 and the same on all ranks.
@@ -82,10 +84,7 @@ impl Session {
         let data = trainer::data::load(&crate::source::of(&config)?, on_bad).input(data_hint)?;
         let task =
             Task::new(template(&config)?).input("docs/guides/data.md has the template's fields")?;
-        let targets = Target::parse_all(&config.individual.training.targets)
-            .input("targets are q, k, v, o, gate, up, down, or GPT-2's c_attn, c_proj, c_fc")?;
-        let sites =
-            SiteList::of_base(base.spec(), &targets).input("choose targets the base has")?;
+        let (adapters, lists) = adapters(&config, base.spec())?;
         let (asked, there) = (config.prompt.max_length, base.spec().max_positions);
         if asked > there {
             return Err(anyhow::anyhow!(
@@ -102,7 +101,7 @@ impl Session {
         comm.barrier()?;
         let folder = config.run.out_dir.clone();
         let session =
-            Self { folder, base, tokenizer, data, task, rules, retrieval, sites, targets, config };
+            Self { folder, base, tokenizer, data, task, rules, retrieval, lists, adapters, config };
         if session.config.data.strict {
             session.refuse_unusable().input("data.strict = false puts such users aside")?;
         }
@@ -143,14 +142,18 @@ impl Session {
 
     /// The adapter of one user.
     pub(crate) fn adapter_of(&self, user: &UserId) -> AdapterSpec {
-        trainer::stage::recipe::adapter(self.config.individual.training_of(user), &self.targets)
+        let overrides = &self.config.individual.overrides;
+        let own = overrides.iter().position(|o| o.users.binary_search(user).is_ok());
+        self.adapters[own.map_or(0, |i| i + 1)].clone()
     }
 
-    /// Largest LoRA rank of any user.
-    pub(crate) fn max_lora_rank(&self) -> usize {
-        let individual = &self.config.individual;
-        let overrides = individual.overrides.iter().map(|o| o.training.lora_rank);
-        overrides.chain([individual.training.lora_rank]).max().unwrap_or(1) as usize
+    /// Parameters of the largest adapter of any user.
+    pub(crate) fn adapter_params(&self) -> usize {
+        let params = |lora: &AdapterSpec| {
+            let (_, sites) = self.lists.find(&lora.targets).ok()?;
+            Some(sites.params(lora.lora_rank as usize))
+        };
+        self.adapters.iter().filter_map(params).max().unwrap_or(0)
     }
 
     /// A user's training examples; the reason when none is usable or one is not.
@@ -221,6 +224,24 @@ impl Session {
             environment,
         })
     }
+}
+
+/// The adapter of each recipe for personal adapters, and the sites they have.
+fn adapters(config: &Config, base: &BaseSpec) -> anyhow::Result<(Vec<AdapterSpec>, SiteLists)> {
+    let individual = &config.individual;
+    let recipes = individual.overrides.iter().map(|o| &o.training);
+    let adapter = |recipe: &Recipe| -> anyhow::Result<AdapterSpec> {
+        let targets = Target::parse_all(&recipe.targets)
+            .input("targets are q, k, v, o, gate, up, down, or GPT-2's c_attn, c_proj, c_fc")?;
+        Ok(trainer::stage::recipe::adapter(recipe, &targets))
+    };
+    let adapters: Vec<AdapterSpec> = std::iter::once(&individual.training)
+        .chain(recipes)
+        .map(adapter)
+        .collect::<anyhow::Result<_>>()?;
+    let lists = SiteLists::of_targets(base, adapters.iter().map(|a| a.targets.as_slice()))
+        .input("choose targets the base has, in [individual] and in every override")?;
+    Ok((adapters, lists))
 }
 
 /// Takes out what may change between two starts of one run: where things lie and how work is laid out.

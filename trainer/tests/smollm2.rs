@@ -36,7 +36,7 @@ fn logits_of_six_texts() {
         serde_json::from_slice(&std::fs::read(folder.join("input.json")).unwrap()).unwrap();
     let expected = std::fs::read(folder.join("expected.safetensors")).unwrap();
     let expected = SafeTensors::deserialize(&expected).unwrap();
-    let net = Network::new(Cpu, &base, &[], 128).unwrap();
+    let net = Network::new(Cpu, &base, 128).unwrap();
     let mut predictor = Predictor::new(&net, 256, 0).unwrap();
     let texts: Vec<Vec<u32>> = input["texts"]
         .as_array()
@@ -44,17 +44,17 @@ fn logits_of_six_texts() {
         .iter()
         .map(|t| {
             let ids: Vec<u32> = serde_json::from_value(t["tokens"].clone()).unwrap();
-            assert_eq!(tokenizer.encode(t["text"].as_str().unwrap()).unwrap(), ids);
+            assert_eq!(tokenizer.encode_markup(t["text"].as_str().unwrap()).unwrap(), ids);
             ids
         })
         .collect();
     let pieces: Vec<Piece<'_>> =
         texts.iter().map(|ids| Piece { rows: ids, first_output: 0, targets: &[] }).collect();
     let mut packer = Packer::new(false);
-    packer.add(&Share { adapter: None, pieces: &pieces, weight: 0.0, first_token: 0 });
+    packer.add(&Share { adapter: None, layout: 0, pieces: &pieces, weight: 0.0, first_token: 0 });
     let mut rows = Vec::new();
     let mut keep = |_: usize, logits: &[f32]| rows.push(logits.to_vec());
-    predictor.prefill(&net, (packer.batch(), &[]), net.no_params(), &mut keep).unwrap();
+    predictor.prefill(&net, (packer.batch(), &[]), net.bare(), &mut keep).unwrap();
     let mut rows = rows.iter();
     let mut largest = 0f32;
     for (i, ids) in texts.iter().enumerate() {

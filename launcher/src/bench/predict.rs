@@ -8,7 +8,7 @@ use crate::exit::Exit;
 use serde_json::json;
 use std::time::Instant;
 use trainer::stage::individual::PackRules;
-use trainer::stage::predict::{Asker, Oracle};
+use trainer::stage::predict::{Asker, Oracle, Own};
 use trainer::stage::sample::Sampling;
 
 /// Rows of a pack.
@@ -20,17 +20,17 @@ pub(super) fn run(args: &BenchPredictArgs, env: &Env) -> anyhow::Result<Exit> {
     let lora = work.adapter(args.common.lora_rank, 0.0);
     let mut askers = Vec::new();
     for (user, examples) in work.users()? {
-        let adapter = start(&work, &user, args.common.lora_rank, 1)?;
+        let params = start(&work, &user, args.common.lora_rank, 1)?;
+        let own = Own { lora: lora.clone(), sites: work.sites.clone(), params };
         let prompts =
             examples.iter().take(args.queries).map(|e| e.tokens[..e.prompt_len].to_vec()).collect();
-        askers.push(Asker { user, adapter: Some((lora.clone(), adapter)), prompts });
+        askers.push(Asker { user, adapter: Some(own), prompts });
     }
     let queries: usize = askers.iter().map(|a| a.prompts.len()).sum();
     let cache = PACK_ROWS + queries * args.new_tokens as usize;
     let slots = u32::try_from(askers.len())?;
-    let shape = Some((&work.sites, slots, args.common.lora_rank as usize));
     let rules = PackRules { chunk_rows: PACK_ROWS, share_prefixes: true };
-    let mut oracle = Oracle::new(&net, (PACK_ROWS, cache), shape, rules)?;
+    let mut oracle = Oracle::new(&net, (PACK_ROWS, cache), slots, rules)?;
     let sampling = Sampling {
         temperature: 0.0,
         top_k: 0,

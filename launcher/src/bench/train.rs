@@ -45,10 +45,12 @@ pub(super) fn run(args: &BenchTrainArgs, env: &Env) -> anyhow::Result<Exit> {
         slots: args.users_in_flight,
         users: users.len(),
         adapter_params: work.sites.params(lora_rank),
+        layouts: 1,
         recompute: if args.recompute { Recompute::Always } else { Recompute::Never },
     };
     let sizes = choose(&net, bounds)?;
-    let mut engine = Engine::new(&net, &work.sites, sizes.step, (sizes.slots, lora_rank))?;
+    let mut engine =
+        Engine::new(&net, &work.lists, sizes.step, (sizes.slots, bounds.adapter_params))?;
     let peak = kernels::linear::peak::product(work.threads)?;
     let tax = lora_tax(&work, &mut engine, args, &users)?;
     let jobs = |work: &Workload| {
@@ -157,7 +159,7 @@ fn lora_tax(
             ..template
         };
         for (pack, adapter) in packs.iter_mut().zip([Some(segment), None]) {
-            pack.add(&Share { adapter, pieces: &pieces, weight: 1.0, first_token: 0 });
+            pack.add(&Share { adapter, layout: 0, pieces: &pieces, weight: 1.0, first_token: 0 });
         }
         taken.push(slot);
     }

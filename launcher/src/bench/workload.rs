@@ -8,7 +8,7 @@ use kernels::Cpu;
 use std::path::{Path, PathBuf};
 use trainer::data::{Dataset, Ml100k, OnBad, Selection, Source};
 use trainer::ids::UserId;
-use trainer::lora::{AdapterSpec, SiteList, Target};
+use trainer::lora::{AdapterSpec, SiteList, SiteLists, Target};
 use trainer::model::cache::MappedBase;
 use trainer::model::network::Network;
 use trainer::model::tokenizer::Tokenizer;
@@ -31,6 +31,7 @@ pub(super) struct Workload {
     items: usize,
     pub(super) targets: Vec<Target>,
     pub(super) sites: SiteList,
+    pub(super) lists: SiteLists,
     pub(super) threads: usize,
 }
 
@@ -49,6 +50,7 @@ impl Workload {
         };
         let targets = Target::parse_all(names)?;
         let sites = SiteList::of_base(base.spec(), &targets)?;
+        let lists = SiteLists::of_targets(base.spec(), [targets.as_slice()])?;
         let threads = rayon::current_num_threads();
         let task =
             Task::new(Template::builtin("rating").context("the template `rating` is shipped")?)?;
@@ -61,13 +63,13 @@ impl Workload {
             items: args.items,
             targets,
             sites,
+            lists,
             threads,
         })
     }
 
     pub(super) fn network(&self) -> anyhow::Result<Network<Cpu>> {
-        let layers = self.base.spec().layers;
-        Ok(Network::new(Cpu, &self.base, &self.sites.by_layer(layers), MAX_LENGTH)?)
+        Ok(Network::new(Cpu, &self.base, MAX_LENGTH)?)
     }
 
     /// `r`, alpha 8 as in OPPU, on q and v.

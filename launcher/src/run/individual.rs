@@ -7,7 +7,7 @@ use crate::watch::Progress;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use trainer::ids::{Step, UserId, UserKey};
-use trainer::lora::SiteList;
+use trainer::lora::SiteLists;
 use trainer::model::cache::MappedBase;
 use trainer::report::{Event, EventSink, Progress as Standing, Stage};
 use trainer::shard::{CostModel, plan};
@@ -45,16 +45,16 @@ pub(super) fn run(run: &Run<'_>, base: &MappedBase) -> anyhow::Result<End> {
     if everyone == 0 {
         return Ok(End::Complete);
     }
-    let net = run.network(base, true)?;
+    let net = run.network(base)?;
     let sizes = choose(&net, Bounds::of(session, users))
         .input("raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens")?;
     let mut engine =
-        Engine::new(&net, &session.sites, sizes.step, (sizes.slots, session.max_lora_rank()))?;
+        Engine::new(&net, &session.lists, sizes.step, (sizes.slots, session.adapter_params()))?;
     let writer = Writer::open(&run.path("store"), u32::try_from(run.comm.rank())?)?;
     run.events.emit(Event::StageStarted { stage: Stage::Individual, users, tokens: 0 })?;
     let mut watch = Watcher {
         events: run.events,
-        sites: &session.sites,
+        lists: &session.lists,
         provenance: (base.hash().to_string(), session.result_hash()?),
         writer,
         progress: Progress::new("individual", my_steps(run, &mine), run.leads()),
@@ -146,7 +146,7 @@ fn say_quarantined_data(run: &Run<'_>) {
 
 struct Watcher<'a> {
     events: &'a dyn EventSink,
-    sites: &'a SiteList,
+    lists: &'a SiteLists,
     /// Base and config hash of every adapter of this run.
     provenance: (String, String),
     writer: Writer,
@@ -212,12 +212,9 @@ impl Watch for Watcher<'_> {
                 let (base_hash, config_hash) = self.provenance.clone();
                 let provenance =
                     Provenance { base_hash, config_hash, steps, final_loss: Some(final_loss) };
-                let adapter = AdapterRef {
-                    spec: &lora,
-                    sites: self.sites,
-                    params: &params,
-                    provenance: &provenance,
-                };
+                let (_, sites) = self.lists.find(&lora.targets)?;
+                let adapter =
+                    AdapterRef { spec: &lora, sites, params: &params, provenance: &provenance };
                 self.commit(&user, Record::Adapter(adapter))?;
                 emit(
                     self.events,

@@ -61,12 +61,10 @@ impl Run<'_> {
         }
     }
 
-    /// The frozen network of a base, with the personal adapters' sites or without any.
-    pub(crate) fn network(&self, base: &MappedBase, adapted: bool) -> anyhow::Result<Network<Cpu>> {
-        let layers = base.spec().layers;
-        let sites = if adapted { self.session.sites.by_layer(layers) } else { Vec::new() };
+    /// The frozen network of a base.
+    pub(crate) fn network(&self, base: &MappedBase) -> anyhow::Result<Network<Cpu>> {
         let positions = self.session.config.prompt.max_length.min(base.spec().max_positions);
-        Ok(Network::new(Cpu, base, &sites, positions)?)
+        Ok(Network::new(Cpu, base, positions)?)
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Instant;
 use trainer::comm::HostSync;
 use trainer::ids::{UserId, UserKey};
-use trainer::lora::{AdapterSpec, Merge, SiteList, Target};
+use trainer::lora::{AdapterSpec, Merge, SiteList, SiteLists, Target};
 use trainer::model::cache::MappedBase;
 use trainer::model::overlay::merge;
 use trainer::prompt::Example;
@@ -123,23 +123,20 @@ fn trained(
     })?;
     let base = &session.base;
     let positions = session.config.prompt.max_length.min(base.spec().max_positions);
-    let net = trainer::model::network::Network::new(
-        Cpu,
-        base,
-        &sites.by_layer(base.spec().layers),
-        positions,
-    )?;
+    let net = trainer::model::network::Network::new(Cpu, base, positions)?;
+    let lists = SiteLists::of_targets(base.spec(), [lora.targets.as_slice()])?;
     let shards =
         trainer::comm::shards_of(run.comm.rank(), run.comm.size(), config.virtual_shards).len();
     let bounds = Bounds {
         slots: shards + 1,
         users: shards + 1,
         adapter_params: sites.params(lora.lora_rank as usize),
+        layouts: 1,
         ..Bounds::of(session, shards + 1)
     };
     let sizes =
         choose(&net, bounds).input("raise engine.memory_gb, or lower engine.pack_tokens")?;
-    let mut engine = Engine::new(&net, sites, sizes.step, (sizes.slots, lora.lora_rank as usize))?;
+    let mut engine = Engine::new(&net, &lists, sizes.step, (sizes.slots, bounds.adapter_params))?;
     let task = Task {
         examples: &examples,
         lora: lora.clone(),

@@ -17,9 +17,9 @@ use trainer::prompt::{LabelTokens, Query};
 use trainer::report::{Event, Stage};
 use trainer::shard::plan;
 use trainer::stage::individual::End;
-use trainer::stage::predict::{Asker, Oracle};
+use trainer::stage::predict::{Asker, Oracle, Own};
 use trainer::stage::sample::Sampling;
-use trainer::store::{Store, write_atomic};
+use trainer::store::{Adapter, Store, write_atomic};
 
 /// Rows of a prediction pack.
 const PACK_ROWS: usize = 2048;
@@ -55,7 +55,7 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
         Some(store) if arm == Arm::Permuted => next_users(run, store)?,
         _ => BTreeMap::new(),
     };
-    let net = run.network(base, arm.adapted())?;
+    let net = run.network(base)?;
     let mut answerer = Answerer::new(run, &net, arm)?;
     let mut progress =
         Progress::new(format!("ask {}", arm.name()), users.len() as u64, run.leads());
@@ -70,7 +70,8 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
                 Some(store) if store.done().contains_key(&record.id.key()) => {
                     let own = record.id.key();
                     let adapter = store.get(lender.get(&own).unwrap_or(&own))?;
-                    Some((adapter.spec, adapter.params))
+                    let Adapter { spec: lora, sites, params, .. } = adapter;
+                    Some(Own { lora, sites, params })
                 }
                 // Put aside: this user has no personal answers.
                 Some(_) => continue,
@@ -213,8 +214,7 @@ impl<'a> Answerer<'a> {
         } else {
             rows + predict.batch_queries * session.max_new_tokens()
         };
-        let rank = session.max_lora_rank();
-        let adapters = arm.adapted().then_some((&session.sites, u32::try_from(GROUP)?, rank));
+        let adapters = if arm.adapted() { u32::try_from(GROUP)? } else { 0 };
         Ok(Self {
             run,
             oracle: Oracle::new(net, (rows, cache), adapters, session.rules)?,

@@ -94,6 +94,89 @@ fn an_adapter_travels_to_another_run_and_back() {
     story.launcher(&["verify", "--run", "run"]).run().must(0);
 }
 
+/// The folder of a user's adapter, exported from a run.
+fn peft_folder(story: &Story, run: &str, user: &str, out: &str) -> PathBuf {
+    story.launcher(&["export", "--run", run, "--out", out, "--user", user]).run().must(0);
+    let mut inside = std::fs::read_dir(story.path(out)).unwrap().map(|e| e.unwrap().path());
+    inside.find(|p| p.is_dir()).unwrap()
+}
+
+fn target_modules(folder: &std::path::Path) -> Vec<String> {
+    let config = std::fs::read(folder.join("adapter_config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    serde_json::from_value(config["target_modules"].clone()).unwrap()
+}
+
+/// Targets are a user's own: same numbers as in a run of those targets alone, own modules in the export, and in another
+/// run a guest whose answers are those of the run it comes from.
+#[test]
+fn users_have_targets_of_their_own() {
+    let story = Story::new();
+    let own = "[[individual.override]]\nusers = [\"user 5\"]\ntargets = [\"k\", \"o\", \"down\"]\nlora_rank = 2\n";
+    story.edit_config("[engine]", &format!("{own}\n[engine]"));
+    story.run(&["--set", "engine.users_in_flight=12"]).must(0);
+    let mixed = story.adapters("run");
+    let common = &crate::story::reference().adapters;
+    for number in (0..12).filter(|&n| n != 5) {
+        let user = format!("user {number}");
+        assert!(
+            numbers(&mixed[&user]) == numbers(&common[&user]),
+            "{user} noticed the targets of user 5"
+        );
+    }
+    story.put("personal.jsonl", &crate::story::lines([crate::story::user(5)]));
+    let sets =
+        ["--set", "individual.targets=[\"k\", \"o\", \"down\"]", "--set", "individual.lora_rank=2"];
+    story.edit_config(own, "");
+    story.run(&[&sets[..], &["--set", "run.out_dir=alone"]].concat()).must(0);
+    assert!(numbers(&mixed["user 5"]) == numbers(&story.adapters("alone")["user 5"]));
+    let folder = peft_folder(&story, "run", "user 5", "out");
+    assert_eq!(target_modules(&folder), ["k_proj", "o_proj", "down_proj"]);
+    assert_eq!(target_modules(&peft_folder(&story, "run", USER, "out 4")), ["q_proj", "v_proj"]);
+    // A run that adapts q and v takes the adapter and answers with it.
+    story.run(&["--set", "run.out_dir=guest"]).must(0);
+    let answers = |run: &str| story.text(&format!("{run}/predictions/personal.jsonl"));
+    assert_ne!(answers("guest"), answers("alone"));
+    let import = ["import", "--run", "guest", "--adapter", folder.to_str().unwrap()];
+    story.launcher(&[&import[..], &["--user", "user 5"]].concat()).run().must(0);
+    std::fs::remove_file(story.path("guest/predictions/personal.jsonl")).unwrap();
+    story.run(&["--set", "run.out_dir=guest"]).must(0);
+    assert_eq!(answers("guest"), answers("alone"));
+    story.launcher(&["verify", "--run", "guest"]).run().must(0);
+}
+
+/// The population adapter is merged, so a run trained by another population recipe has another base.
+#[test]
+fn an_adapter_of_another_base_is_refused() {
+    let story = finished();
+    let other = ["--set", "run.out_dir=other", "--set", "population.learning_rate=0.002"];
+    story.put("personal.jsonl", &crate::story::lines([crate::story::user(1)]));
+    story.run(&other).must(0);
+    let folder = peft_folder(&story, "other", "user 1", "out");
+    let import =
+        ["import", "--run", "run", "--adapter", folder.to_str().unwrap(), "--user", "user 1"];
+    let before = story.files("run/store");
+    story.launcher(&import).run().must(3).says(&["trained on the base", "hint:", "--any-base"]);
+    assert_eq!(before, story.files("run/store"));
+    let said = story.launcher(&[&import[..], &["--any-base"]].concat()).run().must(0);
+    said.says(&["trained on the base"]);
+    assert!(
+        numbers(&story.adapters("run")["user 1"])
+            == numbers(&exported(&story.path("out"))["user 1"])
+    );
+    // PEFT writes no such record: taken, and said.
+    let file = folder.join("adapter_model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    crate::story::put(&file, &safetensors::serialize(tensors.tensors(), None).unwrap());
+    story.launcher(&import).run().must(0).says(&["does not say which base"]);
+    // One's own needs no word.
+    let home = peft_folder(&story, "run", USER, "out 4");
+    let import = ["import", "--run", "run", "--adapter", home.to_str().unwrap(), "--user", USER];
+    let said = story.launcher(&import).run().must(0);
+    assert!(!said.stderr.contains("base"), "{}", said.stderr);
+}
+
 #[test]
 fn what_is_no_adapter_is_not_imported() {
     let story = finished();

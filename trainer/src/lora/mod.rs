@@ -2,11 +2,12 @@
 //! calls it.
 //!
 //! Owns [`Target`] (the adaptable products of both families), [`SiteList`] (the sites of an adapter in
-//! their one fixed order, and where each lies in the flat parameter vector), [`AdapterSpec`] (rank, alpha,
-//! dropout), the initialisation, and [`Slabs`] (which slot of the device slabs is whose). Must never know
+//! their one fixed order, and where each lies in the flat parameter vector), [`SiteLists`] (the lists that users of one
+//! run differ in), [`AdapterSpec`] (rank, alpha, dropout), the initialisation, and [`Slabs`] (which slot of the device slabs is whose). Must never know
 //! a file, an MPI rank or a device buffer. Start reading at [`SiteList`].
 
 mod init;
+mod lists;
 mod of_base;
 mod sites;
 mod slabs;
@@ -15,6 +16,7 @@ mod target;
 
 pub use crate::model::spec::Family;
 pub use init::initialise;
+pub use lists::SiteLists;
 pub use of_base::Merge;
 pub use sites::{Half, SiteEntry, SiteList, SiteRange, SiteSpec};
 pub use slabs::Slabs;
@@ -46,6 +48,18 @@ pub enum Error {
     #[error("{path:?} is not the path of an adaptable product of Llama or GPT-2")]
     UnknownPath {
         /// The path as written.
+        path: String,
+    },
+    /// Targets that no list of the run has.
+    #[error("the targets {targets} are not among this run's")]
+    UnknownTargets {
+        /// Their names.
+        targets: String,
+    },
+    /// A site that the base does not have, or has of another width.
+    #[error("the base has no product {path} of that width")]
+    NotOfBase {
+        /// Its module path.
         path: String,
     },
     /// An adapter without a site.

@@ -1,6 +1,6 @@
 //! Which slot of the adapter slabs is whose: the host's description of four device buffers.
 
-use super::{Error, SiteList};
+use super::Error;
 use crate::ids::Slot;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -16,18 +16,17 @@ pub struct Slabs {
 }
 
 impl Slabs {
-    /// Slots for adapters of up to `max_lora_rank`, all free.
+    /// Slots for adapters of up to `capacity` parameters, all free.
     ///
     /// # Errors
-    /// [`Error::Range`] when there is no slot, the rank is zero, or a slab could not be addressed.
-    pub fn new(num_slots: u32, sites: &SiteList, max_lora_rank: usize) -> Result<Self, Error> {
-        let capacity = sites.params(max_lora_rank);
+    /// [`Error::Range`] when there is no slot, the capacity is zero, or a slab could not be addressed.
+    pub fn new(num_slots: u32, capacity: usize) -> Result<Self, Error> {
         let bytes = capacity.checked_mul(num_slots as usize).and_then(|n| n.checked_mul(4));
         if num_slots == 0 || capacity == 0 || bytes.is_none_or(|b| isize::try_from(b).is_err()) {
             return Err(Error::Range {
                 field: "slabs",
                 got: format!("{num_slots} slots of {capacity}"),
-                expected: "at least one slot and rank, and an addressable size",
+                expected: "at least one slot and parameter, and an addressable size",
             });
         }
         Ok(Self { num_slots, capacity, free: (0..num_slots).map(Slot).collect() })
@@ -109,16 +108,9 @@ impl Slabs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lora::{SiteSpec, Target};
-
-    fn sites() -> SiteList {
-        SiteList::new(vec![SiteSpec { layer: 0, target: Target::Q, in_dim: 3, out_dim: 2 }])
-            .unwrap()
-    }
-
     #[test]
     fn lowest_slot_first_and_none_twice() {
-        let mut slabs = Slabs::new(3, &sites(), 4).unwrap();
+        let mut slabs = Slabs::new(3, 20).unwrap();
         assert_eq!((slabs.capacity(), slabs.slab_len()), (20, 60));
         assert_eq!([slabs.take(), slabs.take(), slabs.take()], [0, 1, 2].map(|s| Some(Slot(s))));
         assert_eq!(slabs.take(), None);
@@ -132,7 +124,7 @@ mod tests {
 
     #[test]
     fn a_poisoned_slot_is_wholly_overwritten() {
-        let slabs = Slabs::new(1, &sites(), 4).unwrap();
+        let slabs = Slabs::new(1, 20).unwrap();
         let mut image = vec![f32::NAN; 20];
         slabs.image(&[1.0; 5], &mut image).unwrap();
         assert_eq!(image[..5], [1.0; 5]);
@@ -143,8 +135,8 @@ mod tests {
 
     #[test]
     fn impossible_sizes() {
-        assert!(Slabs::new(0, &sites(), 4).is_err());
-        assert!(Slabs::new(1, &sites(), 0).is_err());
-        assert!(Slabs::new(u32::MAX, &sites(), usize::MAX / 8).is_err());
+        assert!(Slabs::new(0, 20).is_err());
+        assert!(Slabs::new(1, 0).is_err());
+        assert!(Slabs::new(u32::MAX, usize::MAX / 8).is_err());
     }
 }

@@ -110,14 +110,16 @@ impl Target {
     }
 
     /// The targets a user means by a name, as PEFT reads it: `q_proj`, `c_attn`, `self_attn.q_proj`;
-    /// `c_proj` means both products of that name. Llama's products also go without `_proj`: `q`.
+    /// `c_proj` means both products of that name. Llama's products also go without `_proj`: `q`; GPT-2's two `c_proj`
+    /// also as configs write them: `attn_c_proj`, `mlp_c_proj`.
     ///
     /// # Errors
     /// [`Error::UnknownTarget`] naming all that exist.
     pub fn parse(name: &str) -> Result<Vec<Self>, Error> {
         let found = Self::ALL.into_iter().filter(|t| {
             let short = t.family() == Family::Llama && t.leaf().strip_suffix("_proj") == Some(name);
-            t.block_path() == name || t.leaf() == name || short
+            let whole = t.block_path() == name || t.block_path().replace('.', "_") == name;
+            whole || t.leaf() == name || short
         });
         let found: Vec<Self> = found.collect();
         if found.is_empty() {
@@ -169,6 +171,8 @@ mod tests {
     fn names_as_users_write_them() {
         assert_eq!(Target::parse("q_proj"), Ok(vec![Target::Q]));
         assert_eq!(Target::parse("mlp.c_proj"), Ok(vec![Target::MlpCProj]));
+        assert_eq!(Target::parse("attn_c_proj"), Ok(vec![Target::AttnCProj]));
+        assert_eq!(Target::parse("mlp_c_proj"), Ok(vec![Target::MlpCProj]));
         assert_eq!(Target::parse("c_proj"), Ok(vec![Target::AttnCProj, Target::MlpCProj]));
         for wrong in ["", "Q_proj", "proj", "lm_head", ".q_proj", "q_proj "] {
             assert!(Target::parse(wrong).is_err(), "{wrong:?}");

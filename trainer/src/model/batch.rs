@@ -15,8 +15,8 @@ pub struct Lane {
     pub positions: Vec<u32>,
     /// Number of each row within its segment of the full pack: the dropout counter.
     pub row_token: Vec<u32>,
-    /// Adapter-major segments over these rows; empty when no adapter is applied.
-    pub segments: Vec<Segment>,
+    /// Adapter-major segments over these rows, by the number of their layout; empty when no adapter is applied.
+    pub segments: Vec<Vec<Segment>>,
     /// Attention of these rows over the keys of the full pack.
     pub sequences: Vec<Sequence>,
     /// Keys each row sees, see [`attention::Routing::limits`].
@@ -29,10 +29,18 @@ impl Lane {
         self.positions.len()
     }
 
+    /// The segments of a layout, to append to.
+    pub fn segments_of(&mut self, layout: usize) -> &mut Vec<Segment> {
+        if self.segments.len() <= layout {
+            self.segments.resize_with(layout + 1, Vec::new);
+        }
+        &mut self.segments[layout]
+    }
+
     fn clear(&mut self) {
         self.positions.clear();
         self.row_token.clear();
-        self.segments.clear();
+        self.segments.iter_mut().for_each(Vec::clear);
         self.sequences.clear();
         self.limits.clear();
     }
@@ -105,15 +113,23 @@ impl Batch {
     }
 }
 
+/// The segments of one layout.
+#[derive(Debug)]
+pub(super) struct Segments<B: Backend> {
+    pub(super) buf: B::Buf<Segment>,
+    pub(super) num: usize,
+}
+
 /// A lane's tables on the device, with room for a fixed number of rows.
 #[derive(Debug)]
 pub struct DeviceLane<B: Backend> {
     pub(super) rows: usize,
-    pub(super) num_segments: usize,
     pub(super) num_sequences: usize,
     pub(super) positions: B::Buf<u32>,
     pub(super) row_token: B::Buf<u32>,
-    pub(super) segments: B::Buf<Segment>,
+    /// By layout; grows when a batch has one more than any before.
+    pub(super) segments: Vec<Segments<B>>,
+    capacity: usize,
     pub(super) sequences: B::Buf<Sequence>,
     pub(super) limits: B::Buf<u32>,
 }
@@ -135,11 +151,11 @@ impl<B: Backend> DeviceLane<B> {
     fn alloc(backend: &B, rows: usize) -> Result<Self> {
         Ok(Self {
             rows: 0,
-            num_segments: 0,
             num_sequences: 0,
             positions: backend.alloc(rows)?,
             row_token: backend.alloc(rows)?,
-            segments: backend.alloc(rows)?,
+            segments: Vec::new(),
+            capacity: rows,
             sequences: backend.alloc(2 * rows)?,
             limits: backend.alloc(rows)?,
         })
@@ -147,11 +163,17 @@ impl<B: Backend> DeviceLane<B> {
 
     fn upload(&mut self, backend: &B, lane: &Lane) -> Result<()> {
         self.rows = lane.rows();
-        self.num_segments = lane.segments.len();
         self.num_sequences = lane.sequences.len();
         backend.write(&mut self.positions, 0, &lane.positions)?;
         backend.write(&mut self.row_token, 0, &lane.row_token)?;
-        backend.write(&mut self.segments, 0, &lane.segments)?;
+        while self.segments.len() < lane.segments.len() {
+            self.segments.push(Segments { buf: backend.alloc(self.capacity)?, num: 0 });
+        }
+        self.segments.iter_mut().for_each(|s| s.num = 0);
+        for (own, segments) in self.segments.iter_mut().zip(&lane.segments) {
+            own.num = segments.len();
+            backend.write(&mut own.buf, 0, segments)?;
+        }
         backend.write(&mut self.sequences, 0, &lane.sequences)?;
         backend.write(&mut self.limits, 0, &lane.limits)?;
         Ok(())
@@ -190,12 +212,13 @@ impl<B: Backend> DeviceBatch<B> {
         })
     }
 
-    /// Bytes of [`DeviceBatch::alloc`] for `rows` rows.
-    pub fn bytes(rows: usize) -> usize {
+    /// Bytes of [`DeviceBatch::alloc`] for `rows` rows, and of the segments of `num_layouts` layouts.
+    pub fn bytes(rows: usize, num_layouts: usize) -> usize {
         fn of<T: Element>(n: usize) -> usize {
             n * size_of::<T>()
         }
-        let lane = of::<u32>(3 * rows) + of::<Segment>(rows) + of::<Sequence>(2 * rows);
+        let lane =
+            of::<u32>(3 * rows) + of::<Segment>(num_layouts * rows) + of::<Sequence>(2 * rows);
         2 * lane + of::<u32>(3 * rows) + of::<f32>(rows) + of::<u32>(2 * rows + 1)
     }
 

@@ -36,7 +36,7 @@ impl<B: Ops> Pass<'_, B> {
         self.product(lane.rows, normed, &block.q, None, MatMut::at(qkv, 0, d.qkv))?;
         self.product(lane.rows, normed, &block.k, None, MatMut::at(qkv, d.q, d.qkv))?;
         self.product(lane.rows, normed, &block.v, None, MatMut::at(qkv, d.q + d.kv, d.qkv))?;
-        self.adapt(lane, normed, &block.sites.qkv, MatMut::new(qkv, d.qkv))?;
+        self.adapt(lane, normed, (block, |s| &s.qkv), MatMut::new(qkv, d.qkv))?;
         self.rotate(lane, MatMut::at(qkv, 0, d.qkv), self.net.heads.heads, false)?;
         self.rotate(lane, MatMut::at(qkv, d.q, d.qkv), self.net.heads.kv_heads, false)
     }
@@ -80,12 +80,12 @@ impl<B: Ops> Pass<'_, B> {
             None,
             MatMut::at(&mut last.qkv, d.q + d.kv, d.qkv),
         )?;
-        self.adapt(lane, normed, &block.sites.kv, MatMut::new(&mut last.qkv, d.qkv))?;
+        self.adapt(lane, normed, (block, |s| &s.kv), MatMut::new(&mut last.qkv, d.qkv))?;
         self.rotate(lane, MatMut::at(&mut last.qkv, d.q, d.qkv), self.net.heads.kv_heads, false)?;
         self.gather(&scratch.normed, &mut scratch.gathered)?;
         let gathered = Mat::new(&scratch.gathered, d.hidden);
         self.product(outputs.rows, gathered, &block.q, None, MatMut::new(&mut last.q, d.q))?;
-        self.adapt(outputs, gathered, &block.sites.q, MatMut::new(&mut last.q, d.q))?;
+        self.adapt(outputs, gathered, (block, |s| &s.q), MatMut::new(&mut last.q, d.q))?;
         self.rotate(outputs, MatMut::new(&mut last.q, d.q), self.net.heads.heads, false)?;
         let (_, k, v) = self.packed(&last.qkv);
         let out = (&mut last.acts.attention, &mut last.acts.lse);
@@ -129,7 +129,7 @@ impl<B: Ops> Pass<'_, B> {
         let d = self.net.dims;
         let heads = Mat::new(&acts.attention, d.q);
         self.product(lane.rows, heads, &block.o, Some(x), MatMut::new(&mut acts.middle, d.hidden))?;
-        self.adapt(lane, heads, &block.sites.o, MatMut::new(&mut acts.middle, d.hidden))?;
+        self.adapt(lane, heads, (block, |s| &s.o), MatMut::new(&mut acts.middle, d.hidden))?;
         let middle = Mat::new(&acts.middle, d.hidden);
         self.norm(lane.rows, &block.norm2, middle, MatMut::new(&mut scratch.normed, d.hidden))?;
         let normed = Mat::new(&scratch.normed, d.hidden);
@@ -142,7 +142,7 @@ impl<B: Ops> Pass<'_, B> {
                 MatMut::at(&mut acts.mlp_in, i * d.mlp, d.mlp_in),
             )?;
         }
-        self.adapt(lane, normed, &block.sites.mlp_in, MatMut::new(&mut acts.mlp_in, d.mlp_in))
+        self.adapt(lane, normed, (block, |s| &s.mlp_in), MatMut::new(&mut acts.mlp_in, d.mlp_in))
     }
 
     /// From the attention output on: [`Pass::to_mlp`], then `output = middle + down(act(mlp_in))`.
@@ -159,7 +159,7 @@ impl<B: Ops> Pass<'_, B> {
         self.activate(lane.rows, &acts.mlp_in, &mut scratch.hidden)?;
         let (hidden, middle) = (Mat::new(&scratch.hidden, d.mlp), Mat::new(&acts.middle, d.hidden));
         self.product(lane.rows, hidden, &block.down, Some(middle), MatMut::new(output, d.hidden))?;
-        self.adapt(lane, hidden, &block.sites.down, MatMut::new(output, d.hidden))
+        self.adapt(lane, hidden, (block, |s| &s.down), MatMut::new(output, d.hidden))
     }
 
     /// Fills the buffers of a block that were not stored, from its stored input.
@@ -242,7 +242,7 @@ impl<B: Ops> Pass<'_, B> {
             self.key_value_back(block, qkv, normed, true)?;
         }
         let dx = reach.below.then(|| MatMut::new(&mut *normed, d.hidden));
-        self.adapt_back(lane, &block.sites.qkv, (x_normed, Mat::new(qkv, d.qkv)), grads, dx)?;
+        self.adapt_back(lane, (block, |s| &s.qkv), (x_normed, Mat::new(qkv, d.qkv)), grads, dx)?;
         if reach.below {
             self.norm_back(
                 lane.rows,
@@ -301,8 +301,8 @@ impl<B: Ops> Pass<'_, B> {
             (Mat::new(&scratch.normed, d.hidden), Mat::new(&scratch.gathered, d.hidden));
         let (dq, dkv) = (Mat::new(&g.q_outputs, d.q), Mat::new(&g.qkv, d.qkv));
         if !reach.below {
-            self.adapt_back(outputs, &block.sites.q, (x_gathered, dq), grads, None)?;
-            return self.adapt_back(lane, &block.sites.kv, (x_normed, dkv), grads, None);
+            self.adapt_back(outputs, (block, |s| &s.q), (x_gathered, dq), grads, None)?;
+            return self.adapt_back(lane, (block, |s| &s.kv), (x_normed, dkv), grads, None);
         }
         let normed_outputs = &mut g.normed_outputs;
         self.product_back(
@@ -313,10 +313,10 @@ impl<B: Ops> Pass<'_, B> {
             false,
         )?;
         let dx = Some(MatMut::new(normed_outputs, d.hidden));
-        self.adapt_back(outputs, &block.sites.q, (x_gathered, dq), grads, dx)?;
+        self.adapt_back(outputs, (block, |s| &s.q), (x_gathered, dq), grads, dx)?;
         self.key_value_back(block, &g.qkv, &mut g.normed, false)?;
         let dx = Some(MatMut::new(&mut g.normed, d.hidden));
-        self.adapt_back(lane, &block.sites.kv, (x_normed, dkv), grads, dx)?;
+        self.adapt_back(lane, (block, |s| &s.kv), (x_normed, dkv), grads, dx)?;
         self.scatter(normed_outputs, &mut g.normed)?;
         self.net.backend.zero(&mut g.stream, 0, lane.rows * d.hidden)?;
         self.scatter(&g.stream_outputs, &mut g.stream)?;
@@ -389,12 +389,12 @@ impl<B: Ops> Pass<'_, B> {
         let (d, kind) = (self.net.dims, self.net.kind);
         let dout = Mat::new(&*g.stream, d.hidden);
         self.product_back(lane.rows, dout, &block.down, MatMut::new(g.hidden, d.mlp), false)?;
-        if !block.sites.down.is_empty() {
+        if self.adapted(lane, block, |s| &s.down) {
             self.activate(lane.rows, &acts.mlp_in, &mut scratch.hidden)?;
             let dx = Some(MatMut::new(&mut *g.hidden, d.mlp));
             self.adapt_back(
                 lane,
-                &block.sites.down,
+                (block, |s| &s.down),
                 (Mat::new(&scratch.hidden, d.mlp), dout),
                 grads,
                 dx,
@@ -426,11 +426,11 @@ impl<B: Ops> Pass<'_, B> {
             )?;
         }
         let middle = Mat::new(&acts.middle, d.hidden);
-        if !block.sites.mlp_in.is_empty() {
+        if self.adapted(lane, block, |s| &s.mlp_in) {
             self.norm(lane.rows, &block.norm2, middle, MatMut::new(&mut scratch.normed, d.hidden))?;
             let dx = Some(MatMut::new(&mut *g.normed, d.hidden));
             let xdy = (Mat::new(&scratch.normed, d.hidden), Mat::new(&*g.mlp_in, d.mlp_in));
-            self.adapt_back(lane, &block.sites.mlp_in, xdy, grads, dx)?;
+            self.adapt_back(lane, (block, |s| &s.mlp_in), xdy, grads, dx)?;
         }
         if reach.lowest == Part::MlpIn && !reach.below {
             return Ok(false);
@@ -445,7 +445,13 @@ impl<B: Ops> Pass<'_, B> {
         let dout = Mat::new(&*g.stream, d.hidden);
         self.product_back(lane.rows, dout, &block.o, MatMut::new(g.attention, d.q), false)?;
         let dx = Some(MatMut::new(&mut *g.attention, d.q));
-        self.adapt_back(lane, &block.sites.o, (Mat::new(&acts.attention, d.q), dout), grads, dx)?;
+        self.adapt_back(
+            lane,
+            (block, |s| &s.o),
+            (Mat::new(&acts.attention, d.q), dout),
+            grads,
+            dx,
+        )?;
         Ok(reach.lowest == Part::Qkv || reach.below)
     }
 }

@@ -7,7 +7,7 @@
 use super::activations::{Activations, StepSize};
 use super::batch::{Batch, DeviceBatch};
 use super::network::Network;
-use super::pass::Pass;
+use super::pass::{Adapters, Pass};
 use super::{Error, Result};
 use kernels::backend::Buffer;
 use kernels::{Mat, MatMut, Ops, embedding, linear};
@@ -58,7 +58,7 @@ impl<B: Ops> Predictor<B> {
     pub fn bytes(net: &Network<B>, rows: usize, cache_rows: usize) -> usize {
         let (d, act) = (net.dims, size_of::<B::Act>());
         let size = StepSize { rows, stored_blocks: 0, backward: false };
-        DeviceBatch::<B>::bytes(rows)
+        DeviceBatch::<B>::bytes(rows, 1)
             + Activations::<B>::bytes(net.backend(), net.spec(), size)
             + net.blocks.len() * cache_rows * 2 * d.kv * act
             + rows * size_of::<u32>()
@@ -84,11 +84,12 @@ impl<B: Ops> Predictor<B> {
         &mut self,
         net: &Network<B>,
         (batch, to_cache): (&Batch, &[u32]),
-        params: &B::Buf<f32>,
+        adapters: Adapters<'_, B>,
         on_logits: &mut OnLogits<'_>,
     ) -> Result<()> {
+        adapters.check(batch)?;
         self.upload(net, batch, to_cache)?;
-        let pass = Pass { net, batch: &self.batch, params };
+        let pass = Pass { net, batch: &self.batch, adapters };
         let (d, acts, lane) = (net.dims, &mut self.acts, &self.batch.full);
         pass.embed(&mut acts.inputs[0])?;
         let (last, before) =
@@ -131,11 +132,12 @@ impl<B: Ops> Predictor<B> {
         &mut self,
         net: &Network<B>,
         (batch, to_cache): (&Batch, &[u32]),
-        params: &B::Buf<f32>,
+        adapters: Adapters<'_, B>,
         on_logits: &mut OnLogits<'_>,
     ) -> Result<()> {
+        adapters.check(batch)?;
         self.upload(net, batch, to_cache)?;
-        let pass = Pass { net, batch: &self.batch, params };
+        let pass = Pass { net, batch: &self.batch, adapters };
         let (d, acts, lane) = (net.dims, &mut self.acts, &self.batch.full);
         let kv = 2 * d.kv;
         pass.embed(&mut acts.inputs[0])?;

@@ -29,3 +29,4 @@ pub mod tokenizer;
 pub mod weights;
 
 pub use error::{Error, Result};
+pub use pass::Adapters;

@@ -1,7 +1,7 @@
-//! The frozen base on a backend: weights of every block, norms, tables, and the adapted sites.
+//! The frozen base on a backend: weights of every block, norms, tables. Knows no adapter.
 
 use super::cache::MappedBase;
-use super::sites::{BlockSites, LayerSites, Part, lowest};
+use super::pass::Adapters;
 use super::spec::{BaseSpec, Family, Norm, layer_tensor};
 use super::{Error, Result};
 use kernels::activation::Kind;
@@ -42,7 +42,8 @@ pub(super) struct Block<B: Linear> {
     /// `gate, up` side by side, or GPT-2's `fc` alone.
     pub(super) mlp_in: Vec<Product<B>>,
     pub(super) down: Product<B>,
-    pub(super) sites: BlockSites,
+    /// Number of the block.
+    pub(super) layer: usize,
 }
 
 /// Widths a step needs again and again.
@@ -95,7 +96,6 @@ pub struct Network<B: Ops> {
     pub(super) blocks: Vec<Block<B>>,
     pub(super) final_norm: NormWeights<B>,
     pub(super) head: B::Weight,
-    pub(super) lowest: Option<(usize, Part)>,
     max_positions: usize,
     empty: B::Buf<f32>,
 }
@@ -105,12 +105,7 @@ impl<B: Ops> Network<B> {
     ///
     /// # Errors
     /// When a weight is missing, or more positions are asked for than the base has.
-    pub fn new(
-        backend: B,
-        base: &MappedBase,
-        sites: &[LayerSites],
-        max_positions: usize,
-    ) -> Result<Self> {
+    pub fn new(backend: B, base: &MappedBase, max_positions: usize) -> Result<Self> {
         let spec = base.spec().clone();
         if max_positions > spec.max_positions {
             let what =
@@ -118,11 +113,7 @@ impl<B: Ops> Network<B> {
             return Err(Error::Batch { what });
         }
         let load = Loader { backend: &backend, base, spec: &spec };
-        let blocks = (0..spec.layers)
-            .map(|l| {
-                load.block(l, BlockSites::new(&spec, &sites.get(l).copied().unwrap_or_default()))
-            })
-            .collect::<Result<Vec<_>>>()?;
+        let blocks = (0..spec.layers).map(|l| load.block(l)).collect::<Result<Vec<_>>>()?;
         let rope = if spec.rope.is_some() {
             let table = kernels::rope::table(&spec.rope_frequencies(), max_positions);
             let mut buf = backend.alloc(table.len())?;
@@ -145,7 +136,6 @@ impl<B: Ops> Network<B> {
             final_norm: load.norm("norm")?,
             head: load.weight("head")?,
             rope,
-            lowest: lowest(&blocks.iter().map(|b| b.sites.clone()).collect::<Vec<_>>()),
             blocks,
             max_positions,
             empty: backend.alloc(0)?,
@@ -172,9 +162,9 @@ impl<B: Ops> Network<B> {
         self.max_positions
     }
 
-    /// A slab without adapters, for passes of the bare base.
-    pub fn no_params(&self) -> &B::Buf<f32> {
-        &self.empty
+    /// No adapters, for passes of the bare base.
+    pub fn bare(&self) -> Adapters<'_, B> {
+        Adapters { layouts: &[], params: &self.empty }
     }
 
     pub(super) fn embedding_table(&self) -> &B::Weight {
@@ -218,7 +208,7 @@ impl<B: Ops> Loader<'_, B> {
         Ok(Product { weight: self.weight(&format!("{name}.weight"))?, bias })
     }
 
-    fn block(&self, layer: usize, sites: BlockSites) -> Result<Block<B>> {
+    fn block(&self, layer: usize) -> Result<Block<B>> {
         let attention = |part: &str| self.product(layer, part, self.spec.attention_bias);
         let mlp = |part: &str| self.product(layer, part, self.spec.mlp_bias);
         let (mlp_in, down) = match self.spec.family {
@@ -234,7 +224,7 @@ impl<B: Ops> Loader<'_, B> {
             norm2: self.norm(&layer_tensor(layer, "norm2"))?,
             mlp_in,
             down,
-            sites,
+            layer,
         })
     }
 }

@@ -1,10 +1,11 @@
 //! The few calls every block is made of: frozen product, norm, adapter, each forward and backward.
 
-use super::Result;
-use super::batch::{DeviceBatch, DeviceLane};
-use super::network::{Network, NormWeights, Product};
+use super::batch::{Batch, DeviceBatch, DeviceLane, Segments};
+use super::network::{Block, Network, NormWeights, Product};
+use super::sites::{Layout, Part, Pick};
+use super::{Error, Result};
 use kernels::lora::SiteOutput;
-use kernels::{Mat, MatMut, Ops, linear, lora, norm, rope};
+use kernels::{Backend, Mat, MatMut, Ops, linear, lora, norm, rope};
 
 /// A buffer of activations.
 pub(super) type Acts<B> = <B as kernels::Backend>::Buf<<B as kernels::Backend>::Act>;
@@ -13,13 +14,45 @@ pub(super) type In<'a, B> = Mat<'a, Acts<B>>;
 /// A writable window of activations.
 pub(super) type Out<'a, B> = MatMut<'a, Acts<B>>;
 
+/// The adapters that a batch's segments belong to.
+#[derive(Debug)]
+pub struct Adapters<'a, B: Backend> {
+    /// The layouts, as the batch numbers them.
+    pub layouts: &'a [Layout],
+    /// The slab of parameters.
+    pub params: &'a B::Buf<f32>,
+}
+
+impl<B: Backend> Clone for Adapters<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<B: Backend> Copy for Adapters<'_, B> {}
+
+impl<B: Backend> Adapters<'_, B> {
+    /// Checks that every segment is of a layout that is here; one that is not would be left out silently.
+    ///
+    /// # Errors
+    /// [`Error::Batch`].
+    pub(super) fn check(&self, batch: &Batch) -> Result<()> {
+        let known = self.layouts.len();
+        for lane in [&batch.full, &batch.outputs] {
+            if lane.segments.iter().skip(known).any(|segments| !segments.is_empty()) {
+                let what = format!("a segment of a layout beyond the {known} given");
+                return Err(Error::Batch { what });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// What a pass over one batch reads.
 #[derive(Debug)]
 pub(super) struct Pass<'a, B: Ops> {
     pub(super) net: &'a Network<B>,
     pub(super) batch: &'a DeviceBatch<B>,
-    /// The adapters' slab.
-    pub(super) params: &'a B::Buf<f32>,
+    pub(super) adapters: Adapters<'a, B>,
 }
 
 impl<B: Ops> Pass<'_, B> {
@@ -83,50 +116,78 @@ impl<B: Ops> Pass<'_, B> {
         Ok(self.net.backend.norm_backward(norm::Backward { params, x, dy, dx, rows, dim })?)
     }
 
-    /// `y += adapters(x)` for the sites given; nothing when there are none.
+    /// The segments of each layout with the sites they have in a block; layouts without either are left out.
+    fn groups<'b>(
+        &'b self,
+        lane: &'b DeviceLane<B>,
+        (block, pick): (&Block<B>, Pick),
+    ) -> impl Iterator<Item = (&'b [SiteOutput], &'b Segments<B>)> {
+        let layer = block.layer;
+        self.adapters
+            .layouts
+            .iter()
+            .zip(&lane.segments)
+            .map(move |(layout, segments)| (layout.sites(layer, pick), segments))
+            .filter(|(sites, segments)| !sites.is_empty() && segments.num > 0)
+    }
+
+    /// The lowest place that an adapter of this batch adapts: no gradient is formed below it.
+    pub(super) fn lowest(&self) -> Option<(usize, Part)> {
+        let layouts = self.adapters.layouts.iter().zip(&self.batch.full.segments);
+        layouts.filter(|(_, s)| s.num > 0).filter_map(|(layout, _)| layout.lowest).min()
+    }
+
+    /// Whether any segment of the lane has one of these sites.
+    pub(super) fn adapted(&self, lane: &DeviceLane<B>, block: &Block<B>, pick: Pick) -> bool {
+        self.groups(lane, (block, pick)).next().is_some()
+    }
+
+    /// `y += adapters(x)` at a block's sites, layout by layout; a row is of one segment, so its sum does not depend on
+    /// the layouts beside it.
     pub(super) fn adapt(
         &self,
         lane: &DeviceLane<B>,
         x: In<'_, B>,
-        sites: &[SiteOutput],
+        at: (&Block<B>, Pick),
         y: Out<'_, B>,
     ) -> Result<()> {
-        if sites.is_empty() || lane.num_segments == 0 {
-            return Ok(());
+        let (row_token, rows, params) = (&lane.row_token, lane.rows, self.adapters.params);
+        for (sites, Segments { buf: segments, num }) in self.groups(lane, at) {
+            let y = MatMut { buf: &mut *y.buf, ..y };
+            let num_segments = *num;
+            let args =
+                lora::Forward { x, sites, segments, num_segments, row_token, params, y, rows };
+            self.net.backend.lora_forward(args)?;
         }
-        let (segments, row_token) = (&lane.segments, &lane.row_token);
-        let (num_segments, rows, params) = (lane.num_segments, lane.rows, self.params);
-        let args = lora::Forward { x, sites, segments, num_segments, row_token, params, y, rows };
-        Ok(self.net.backend.lora_forward(args)?)
+        Ok(())
     }
 
-    /// `grads += ...`, `dx += ...` for the sites given; nothing when there are none.
+    /// `grads += ...`, `dx += ...` at a block's sites, layout by layout.
     pub(super) fn adapt_back(
         &self,
         lane: &DeviceLane<B>,
-        sites: &[SiteOutput],
+        at: (&Block<B>, Pick),
         (x, dy): (In<'_, B>, In<'_, B>),
         grads: &mut B::Buf<f32>,
-        dx: Option<Out<'_, B>>,
+        mut dx: Option<Out<'_, B>>,
     ) -> Result<()> {
-        if sites.is_empty() || lane.num_segments == 0 {
-            return Ok(());
+        let (row_token, rows, params) = (&lane.row_token, lane.rows, self.adapters.params);
+        for (sites, Segments { buf: segments, num }) in self.groups(lane, at) {
+            let args = lora::Backward {
+                x,
+                sites,
+                segments,
+                num_segments: *num,
+                row_token,
+                params,
+                dy,
+                grads: &mut *grads,
+                dx: dx.as_mut().map(|dx| MatMut { buf: &mut *dx.buf, ..*dx }),
+                rows,
+            };
+            self.net.backend.lora_backward(args)?;
         }
-        let (segments, row_token) = (&lane.segments, &lane.row_token);
-        let (num_segments, rows, params) = (lane.num_segments, lane.rows, self.params);
-        let args = lora::Backward {
-            x,
-            sites,
-            segments,
-            num_segments,
-            row_token,
-            params,
-            dy,
-            grads,
-            dx,
-            rows,
-        };
-        Ok(self.net.backend.lora_backward(args)?)
+        Ok(())
     }
 
     /// Rotates `heads` heads in place; nothing for a base with learned positions.

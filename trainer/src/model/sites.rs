@@ -94,7 +94,34 @@ impl BlockSites {
     }
 }
 
-/// The lowest adapted place of the network: no gradient is formed below it.
-pub(super) fn lowest(blocks: &[BlockSites]) -> Option<(usize, Part)> {
-    blocks.iter().enumerate().find_map(|(layer, b)| b.lowest().map(|part| (layer, part)))
+/// Where the adapters of one list of sites lie in every block: what a pass needs to know of them.
+///
+/// Adapters of one pack may be of several layouts; a segment is seen at its own layout's sites alone.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    blocks: Vec<BlockSites>,
+    /// The lowest adapted place: these adapters need no gradient below it.
+    pub(super) lowest: Option<(usize, Part)>,
 }
+
+impl Layout {
+    /// The layout of sites by block; blocks beyond the list have none.
+    pub fn new(spec: &BaseSpec, sites: &[LayerSites]) -> Self {
+        let of = |layer: usize| sites.get(layer).copied().unwrap_or_default();
+        let blocks: Vec<BlockSites> =
+            (0..spec.layers).map(|layer| BlockSites::new(spec, &of(layer))).collect();
+        let lowest = blocks
+            .iter()
+            .enumerate()
+            .find_map(|(layer, block)| block.lowest().map(|part| (layer, part)));
+        Self { blocks, lowest }
+    }
+
+    /// The outputs of the sites of one product (or of those that share their input) in one block.
+    pub(super) fn sites(&self, layer: usize, pick: Pick) -> &[SiteOutput] {
+        self.blocks.get(layer).map_or(&[], pick)
+    }
+}
+
+/// Chooses the sites that one call of the kernels takes.
+pub(super) type Pick = fn(&BlockSites) -> &[SiteOutput];

@@ -4,7 +4,7 @@ use super::activations::{Activations, StepSize};
 use super::batch::{Batch, DeviceBatch};
 use super::block::Reach;
 use super::network::Network;
-use super::pass::Pass;
+use super::pass::{Adapters, Pass};
 use super::sites::Part;
 use super::{Error, Result};
 use kernels::{Mat, MatMut, Ops, embedding, loss};
@@ -30,10 +30,10 @@ impl<B: Ops> Stepper<B> {
         })
     }
 
-    /// Bytes of [`Stepper::new`].
-    pub fn bytes(net: &Network<B>, size: StepSize) -> usize {
+    /// Bytes of [`Stepper::new`] for adapters of `num_layouts` layouts.
+    pub fn bytes(net: &Network<B>, size: StepSize, num_layouts: usize) -> usize {
         let host = size.rows * size_of::<f32>();
-        DeviceBatch::<B>::bytes(size.rows)
+        DeviceBatch::<B>::bytes(size.rows, num_layouts)
             + Activations::<B>::bytes(net.backend(), net.spec(), size)
             + host
     }
@@ -51,9 +51,9 @@ impl<B: Ops> Stepper<B> {
         &mut self,
         net: &Network<B>,
         batch: &Batch,
-        params: &B::Buf<f32>,
+        adapters: Adapters<'_, B>,
     ) -> Result<&[f32]> {
-        self.forward(net, batch, params)?;
+        self.forward(net, batch, adapters)?;
         self.loss(net, false)?;
         self.read_losses(net)
     }
@@ -66,24 +66,30 @@ impl<B: Ops> Stepper<B> {
         &mut self,
         net: &Network<B>,
         batch: &Batch,
-        params: &B::Buf<f32>,
+        adapters: Adapters<'_, B>,
         grads: &mut B::Buf<f32>,
     ) -> Result<&[f32]> {
-        self.forward(net, batch, params)?;
+        self.forward(net, batch, adapters)?;
         self.loss(net, true)?;
-        self.backward(net, params, grads)?;
+        self.backward(net, adapters, grads)?;
         self.read_losses(net)
     }
 
     /// Last hidden states of the output rows (before the final norm), in the last block's buffer.
-    fn forward(&mut self, net: &Network<B>, batch: &Batch, params: &B::Buf<f32>) -> Result<()> {
+    fn forward(
+        &mut self,
+        net: &Network<B>,
+        batch: &Batch,
+        adapters: Adapters<'_, B>,
+    ) -> Result<()> {
+        adapters.check(batch)?;
         let rows = batch.full.rows();
         if rows > self.rows() {
             let what = format!("a pack of {rows} rows, room for {}", self.rows());
             return Err(Error::Batch { what });
         }
         self.batch.upload(net.backend(), batch)?;
-        let pass = Pass { net, batch: &self.batch, params };
+        let pass = Pass { net, batch: &self.batch, adapters };
         let acts = &mut self.acts;
         pass.embed(&mut acts.inputs[0])?;
         let (last, before) =
@@ -112,7 +118,7 @@ impl<B: Ops> Stepper<B> {
 
     /// Losses, and with `gradient` the gradient of the output rows' last hidden states.
     fn loss(&mut self, net: &Network<B>, gradient: bool) -> Result<()> {
-        let pass = Pass { net, batch: &self.batch, params: net.no_params() };
+        let pass = Pass { net, batch: &self.batch, adapters: net.bare() };
         let (d, acts, rows) = (net.dims.hidden, &mut self.acts, self.batch.outputs.rows);
         let (last, scratch) = (Mat::new(&acts.last.output, d), &mut acts.scratch);
         pass.norm(rows, &net.final_norm, last, MatMut::new(&mut scratch.gathered, d))?;
@@ -136,12 +142,12 @@ impl<B: Ops> Stepper<B> {
     fn backward(
         &mut self,
         net: &Network<B>,
-        params: &B::Buf<f32>,
+        adapters: Adapters<'_, B>,
         grads: &mut B::Buf<f32>,
     ) -> Result<()> {
-        let pass = Pass { net, batch: &self.batch, params };
+        let pass = Pass { net, batch: &self.batch, adapters };
         let (d, rows, acts) = (net.dims.hidden, self.batch.outputs.rows, &mut self.acts);
-        let (Some((lowest, part)), Some(g)) = (net.lowest, acts.gradients.as_mut()) else {
+        let (Some((lowest, part)), Some(g)) = (pass.lowest(), acts.gradients.as_mut()) else {
             return Err(Error::Batch { what: "a backward without adapters or buffers".into() });
         };
         let reach = |layer: usize| Reach {

@@ -1,8 +1,9 @@
 //! Text to token ids and back.
 //!
 //! Owns the choice and checking of a tokenizer: `tokenizer.json` beside a Hugging Face base, or vocabulary and merges out
-//! of a GGUF file. Never adds tokens at the ends of a text, truncates or pads, whatever the file asks for; special tokens
-//! written in the text count as such. Must never know a prompt. Start reading at [`Tokenizer::open`].
+//! of a GGUF file. Never adds tokens at the ends of a text, truncates or pads, whatever the file asks for. **A text is
+//! only text**: `<|im_end|>` in somebody's title is ten characters, not the end of an answer. Must never know a prompt.
+//! Start reading at [`Tokenizer::open`].
 
 use super::error::{Error, Result};
 use super::gguf::open_content;
@@ -40,6 +41,8 @@ const DEFAULT: [&str; 4] = [
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// Tokens that mean something to the model rather than a reader, by id.
+    special: BTreeMap<u32, String>,
     vocab_size: usize,
     bos: Option<u32>,
     eos: Vec<u32>,
@@ -52,7 +55,7 @@ impl Tokenizer {
     /// # Errors
     /// [`Error::Tokenizer`], [`Error::Format`] or [`Error::Io`]; [`Error::Mismatch`] when it has more tokens than the base.
     pub fn open(path: &Path, spec: &BaseSpec) -> Result<Self> {
-        let (inner, hash) = if path.is_dir() {
+        let (mut inner, hash) = if path.is_dir() {
             let file = path.join("tokenizer.json");
             let bytes = mapped::read_small(&file, MAX_TOKENIZER_BYTES)?;
             (from_json(&file, &bytes)?, *blake3::hash(&bytes).as_bytes())
@@ -68,16 +71,57 @@ impl Tokenizer {
                 got: vocab_size.to_string(),
             });
         }
-        Ok(Self { inner, vocab_size, bos: spec.bos, eos: spec.eos.clone(), hash })
+        inner.set_encode_special_tokens(true);
+        let special = special(&inner, spec);
+        Ok(Self { inner, special, vocab_size, bos: spec.bos, eos: spec.eos.clone(), hash })
     }
 
-    /// Token ids of a text; nothing is added at the ends.
+    /// Token ids of a text as a reader sees it: nothing is added at the ends, and the name of a special token is the
+    /// letters it is written with.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`]; also when a special token is one character and the text has it.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let ids = ids(&self.inner, text)?;
+        let any = ids.iter().any(|id| self.special.contains_key(id));
+        if any { self.encode_cut(text) } else { Ok(ids) }
+    }
+
+    /// [`Self::encode`] where the splitting of added tokens does not keep a special token's name apart: it is not marked
+    /// as special, or the model takes the name as one piece. Cut inside of each name, the text is encoded in pieces.
+    fn encode_cut(&self, text: &str) -> Result<Vec<u32>> {
+        let named = |at: &usize| self.special.values().any(|name| text[*at..].starts_with(name));
+        let boundaries = text.char_indices().map(|(at, _)| at);
+        let cuts = boundaries.filter(named).filter_map(|at| {
+            let first = text[at..].chars().next()?;
+            Some(at + first.len_utf8())
+        });
+        let (mut all, mut start) = (Vec::new(), 0);
+        for end in cuts.chain([text.len()]) {
+            let piece = &text[start..end];
+            let ids = ids(&self.inner, piece)?;
+            // What is left over stands for something unknown, which is special too.
+            let written = |id: &&u32| self.special.get(id).is_some_and(|n| piece.contains(n));
+            if let Some(id) = ids.iter().find(written) {
+                let name = &self.special[id];
+                let what = format!("{name:?} in a text can only mean a special token");
+                return Err(Error::Tokenizer { what });
+            }
+            all.extend(ids);
+            start = end;
+        }
+        Ok(all)
+    }
+
+    /// Token ids of a text in which the names of special tokens stand for these tokens, as in a chat's markup: never for
+    /// a user's words. Copies the tokenizer at each call.
     ///
     /// # Errors
     /// [`Error::Tokenizer`].
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = guard(|| self.inner.encode_fast(text, false))?;
-        Ok(encoding.get_ids().to_vec())
+    pub fn encode_markup(&self, text: &str) -> Result<Vec<u32>> {
+        let mut inner = self.inner.clone();
+        inner.set_encode_special_tokens(false);
+        ids(&inner, text)
     }
 
     /// Text of token ids; special tokens are left out when `skip_special`; bytes that are not UTF-8 become U+FFFD.
@@ -115,6 +159,21 @@ impl Tokenizer {
     pub fn hash(&self) -> [u8; 32] {
         self.hash
     }
+}
+
+fn ids(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
+    Ok(guard(|| tokenizer.encode_fast(text, false))?.get_ids().to_vec())
+}
+
+/// Added tokens marked as special, and whatever ends or begins a text of this base, marked or not. A beginning that is
+/// one letter is left: a config without it may mean a letter by its family's default, and it ends nothing.
+fn special(tokenizer: &tokenizers::Tokenizer, spec: &BaseSpec) -> BTreeMap<u32, String> {
+    let named = |id: u32| Some((id, tokenizer.id_to_token(id)?));
+    let begins = spec.bos.and_then(named).filter(|(_, name)| name.chars().count() > 1);
+    let ends = spec.eos.iter().copied().filter_map(named).chain(begins);
+    let added = tokenizer.get_added_tokens_decoder();
+    let marked = added.into_iter().filter(|(_, t)| t.special).map(|(id, t)| (id, t.content));
+    marked.chain(ends).filter(|(_, name)| !name.is_empty()).collect()
 }
 
 fn guard<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {

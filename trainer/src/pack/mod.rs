@@ -50,6 +50,8 @@ impl<'a> Piece<'a> {
 pub struct Share<'a> {
     /// The adapter, `row_start` and `rows` left open; `None` for the bare base.
     pub adapter: Option<Segment>,
+    /// Number of the adapter's layout.
+    pub layout: usize,
     /// The pieces, in the user's own order.
     pub pieces: &'a [Piece<'a>],
     /// Weight of each supervised row: one over the supervised rows of the whole micro-batch.
@@ -226,8 +228,12 @@ impl Packer {
                 rows: small(end - start),
                 ..adapter
             };
-            self.batch.full.segments.push(segment(row_start, self.batch.full.rows()));
-            self.batch.outputs.segments.push(segment(output_start, self.batch.outputs.rows()));
+            for (lane, start) in
+                [(&mut self.batch.full, row_start), (&mut self.batch.outputs, output_start)]
+            {
+                let end = lane.rows();
+                lane.segments_of(share.layout).push(segment(start, end));
+            }
         }
         self.shares.push(self.spans.len());
     }
@@ -327,6 +333,7 @@ mod tests {
         let mut packer = Packer::new(true);
         packer.add(&Share {
             adapter: Some(adapter()),
+            layout: 0,
             pieces: &pieces,
             weight: 0.5,
             first_token: 0,
@@ -348,8 +355,13 @@ mod tests {
     fn a_user_looks_the_same_alone_and_behind_another() {
         let tokens: Vec<u32> = (0..30).collect();
         let pieces = [Piece::supervised(&tokens, 20), Piece::supervised(&tokens[..25], 20)];
-        let share =
-            Share { adapter: Some(adapter()), pieces: &pieces, weight: 1.0, first_token: 0 };
+        let share = Share {
+            adapter: Some(adapter()),
+            layout: 1,
+            pieces: &pieces,
+            weight: 1.0,
+            first_token: 0,
+        };
         let (mut alone, mut behind) = (Packer::new(true), Packer::new(true));
         alone.add(&share);
         behind.add(&Share { pieces: &pieces[..1], ..share });
@@ -359,7 +371,8 @@ mod tests {
         assert_eq!(alone.batch().ids, behind.batch().ids[29..]);
         assert_eq!(alone.batch().full.row_token, behind.batch().full.row_token[29..]);
         assert_eq!(alone.batch().outputs.row_token, behind.batch().outputs.row_token[10..]);
-        assert_eq!(behind.batch().full.segments[1].rows as usize, rows);
+        assert_eq!(behind.batch().full.segments[1][1].rows as usize, rows);
+        assert!(behind.batch().full.segments[0].is_empty());
     }
 
     #[test]

@@ -4,7 +4,8 @@
 
 use super::Result;
 use crate::ids::Slot;
-use crate::lora::{SiteList, Slabs};
+use crate::lora::{SiteLists, Slabs};
+use crate::model::Adapters;
 use crate::model::activations::StepSize;
 use crate::model::network::Network;
 use crate::model::step::Stepper;
@@ -27,10 +28,10 @@ pub struct SlabBuffers<B: Ops> {
 /// What trains: one a rank.
 #[derive(Debug)]
 pub struct Engine<'a, B: Ops> {
-    /// The frozen base with its adapted sites.
+    /// The frozen base.
     pub net: &'a Network<B>,
-    /// The sites.
-    pub sites: &'a SiteList,
+    /// The sites of the users' adapters.
+    pub lists: &'a SiteLists,
     /// Slots and offsets.
     pub slabs: Slabs,
     buffers: SlabBuffers<B>,
@@ -39,21 +40,21 @@ pub struct Engine<'a, B: Ops> {
 }
 
 impl<'a, B: Ops> Engine<'a, B> {
-    /// Buffers for packs of `size` and `num_slots` adapters of at most `max_lora_rank`.
+    /// Buffers for packs of `size` and `num_slots` adapters of at most `adapter_params` parameters.
     ///
     /// # Errors
     /// When the backend has no memory.
     pub fn new(
         net: &'a Network<B>,
-        sites: &'a SiteList,
+        lists: &'a SiteLists,
         size: StepSize,
-        (num_slots, max_lora_rank): (u32, usize),
+        (num_slots, adapter_params): (u32, usize),
     ) -> Result<Self> {
-        let slabs = Slabs::new(num_slots, sites, max_lora_rank)?;
+        let slabs = Slabs::new(num_slots, adapter_params)?;
         let (backend, len) = (net.backend(), slabs.slab_len());
         Ok(Self {
             net,
-            sites,
+            lists,
             buffers: SlabBuffers {
                 params: backend.alloc(len)?,
                 grads: backend.alloc(len)?,
@@ -75,11 +76,13 @@ impl<'a, B: Ops> Engine<'a, B> {
     pub fn bytes(
         net: &Network<B>,
         size: StepSize,
-        num_slots: usize,
-        adapter_params: usize,
+        (num_slots, adapter_params): (usize, usize),
+        num_layouts: usize,
     ) -> usize {
         let slab = num_slots * adapter_params * size_of::<f32>();
-        Stepper::bytes(net, size) + 4 * slab + num_slots * (size_of::<Update>() + size_of::<f32>())
+        Stepper::bytes(net, size, num_layouts)
+            + 4 * slab
+            + num_slots * (size_of::<Update>() + size_of::<f32>())
     }
 
     /// Rows a pack may have.
@@ -161,7 +164,7 @@ impl<'a, B: Ops> Engine<'a, B> {
         Ok(self.stepper.train(
             self.net,
             packer.batch(),
-            &self.buffers.params,
+            Adapters { layouts: self.lists.layouts(), params: &self.buffers.params },
             &mut self.buffers.grads,
         )?)
     }
@@ -172,14 +175,17 @@ impl<'a, B: Ops> Engine<'a, B> {
     /// When the pack is inconsistent.
     pub fn losses(&mut self, packer: &Packer) -> Result<&[f32]> {
         self.check(packer)?;
-        Ok(self.stepper.losses(self.net, packer.batch(), &self.buffers.params)?)
+        let adapters = Adapters { layouts: self.lists.layouts(), params: &self.buffers.params };
+        Ok(self.stepper.losses(self.net, packer.batch(), adapters)?)
     }
 
     fn check(&self, packer: &Packer) -> Result<()> {
         let (batch, slab) = (packer.batch(), self.slabs.slab_len());
         batch.check(self.net.spec().vocab, self.net.max_positions())?;
         for lane in [&batch.full, &batch.outputs] {
-            Segment::check_all(&lane.segments, lane.rows(), self.sites.units(), (slab, slab))?;
+            for (segments, sites) in lane.segments.iter().zip(self.lists.lists()) {
+                Segment::check_all(segments, lane.rows(), sites.units(), (slab, slab))?;
+            }
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::trainee::{Job, Outcome, Trainee};
 use super::{Error, Result};
 use crate::ids::Slot;
 use crate::model::network::Network;
-use crate::pack::{Packer, Share};
+use crate::pack::{Packer, Piece, Share};
 use kernels::Ops;
 use kernels::optim::Update;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -100,7 +100,7 @@ impl Flight {
             let Some(job) = jobs.next() else { return Ok(()) };
             let (user, rules) = (job.user.clone(), self.rules);
             let checked = fits(&job, engine.net);
-            match checked.and_then(|()| Trainee::new(job, engine.sites, rules)) {
+            match checked.and_then(|()| Trainee::new(job, engine.lists, rules)) {
                 Ok((trainee, adapter)) => {
                     let slot = engine.slabs.take().ok_or(Error::NoSlot)?;
                     engine.load(slot, &adapter)?;
@@ -136,6 +136,7 @@ impl Flight {
             let (pieces, weight) = (trainee.due_pieces(), trainee.weight());
             self.packer.add(&Share {
                 adapter,
+                layout: trainee.layout(),
                 pieces: &pieces,
                 weight,
                 first_token: trainee.first_token(),
@@ -192,24 +193,28 @@ impl Flight {
     ) -> Result<()> {
         let slot = Slot(u32::try_from(seat).unwrap_or(u32::MAX));
         let Some(trainee) = &mut self.seats[seat] else { return Ok(()) };
-        if let Some(reason) = trainee.failure() {
-            let outcome = Outcome::quarantined(trainee.user().clone(), trainee.steps(), reason);
-            self.leave(engine, slot, outcome, watch)?;
-            return Ok(());
-        }
-        if trainee.wants_held_out_check() {
-            let loss = held_out_loss(engine, slot, trainee, self.rules)?;
+        if trainee.failure().is_none() && trainee.wants_held_out_check() {
+            let loss = mean_loss(engine, slot, (trainee, &trainee.held_out_pieces()), self.rules)?;
             let mut params = vec![0.0; trainee.num_params()];
             engine.read(slot, &mut params)?;
             trainee.held_out_checked(loss, params);
         }
-        if trainee.finished() {
-            let mut params = vec![0.0; trainee.num_params()];
+        let mut params = Vec::new();
+        if trainee.failure().is_none() && trainee.finished() {
+            params.resize(trainee.num_params(), 0.0);
             engine.read(slot, &mut params)?;
-            let outcome = trainee.outcome(params);
-            self.leave(engine, slot, outcome, watch)?;
+            if trainee.strayed(&params) {
+                let pieces = trainee.training_pieces();
+                let loss = mean_loss(engine, slot, (trainee, &pieces), self.rules)?;
+                trainee.asked_after_last_step(loss);
+            }
         }
-        Ok(())
+        let outcome = match trainee.failure() {
+            Some(reason) => Outcome::quarantined(trainee.user().clone(), trainee.steps(), reason),
+            None if trainee.finished() => trainee.outcome(params),
+            None => return Ok(()),
+        };
+        self.leave(engine, slot, outcome, watch)
     }
 
     fn leave<B: Ops>(
@@ -242,21 +247,21 @@ fn fits<B: Ops>(job: &Job, net: &Network<B>) -> std::result::Result<(), String> 
     Ok(())
 }
 
-/// Mean loss of a user's held-out tokens, in packs of its own.
-fn held_out_loss<B: Ops>(
+/// Mean loss of a user's tokens, without dropout, in packs of its own.
+fn mean_loss<B: Ops>(
     engine: &mut Engine<'_, B>,
     slot: Slot,
-    trainee: &Trainee,
+    (trainee, pieces): (&Trainee, &[Piece<'_>]),
     rules: PackRules,
 ) -> Result<f64> {
     let mut packer = Packer::new(rules.share_prefixes);
-    let pieces = trainee.held_out_pieces();
     let segment = trainee.without_dropout(engine.segment(slot, slot));
     let (mut sum, mut count) = (0.0f64, 0usize);
-    for chunk in crate::pack::chunks(&pieces, rules.chunk_rows, rules.share_prefixes) {
+    for chunk in crate::pack::chunks(pieces, rules.chunk_rows, rules.share_prefixes) {
         packer.clear();
         packer.add(&Share {
             adapter: Some(segment),
+            layout: trainee.layout(),
             pieces: &pieces[chunk],
             weight: 0.0,
             first_token: 0,

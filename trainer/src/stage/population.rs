@@ -51,7 +51,7 @@ pub struct PopulationStep {
     pub unshared_rows: usize,
 }
 
-/// Trains the task adapter; its parameters, the same bytes on every rank.
+/// Trains the task adapter; its parameters, the same bytes on every rank. However it ends, every slot taken is free again.
 ///
 /// # Errors
 /// No example, a gradient that is not finite, or what the engine or a collective says.
@@ -63,12 +63,25 @@ pub fn run<B: Ops>(
     watch: &mut dyn FnMut(PopulationStep),
     stop: &AtomicBool,
 ) -> Result<(End, Vec<f32>)> {
-    let key = population_key(task.seed, u32::MAX);
-    let mut params = vec![0.0; engine.sites.params(task.lora.lora_rank as usize)];
-    initialise(engine.sites, task.lora.lora_rank as usize, key, &mut params)?;
-    let slot = engine.slabs.take().ok_or(Error::NoSlot)?;
+    let mut shards = Shards::new(engine, comm, task, rules)?;
+    let trained = train(engine, (comm, sync), (task, &mut shards), watch, stop);
+    shards.release(engine)?;
+    trained
+}
+
+/// The steps of [`run`], on slots that are taken.
+fn train<B: Ops>(
+    engine: &mut Engine<'_, B>,
+    (comm, sync): (&dyn Communicator, &dyn GradientSync),
+    (task, shards): (&Task<'_>, &mut Shards),
+    watch: &mut dyn FnMut(PopulationStep),
+    stop: &AtomicBool,
+) -> Result<(End, Vec<f32>)> {
+    let (key, slot) = (population_key(task.seed, u32::MAX), shards.adapter);
+    let (_, sites) = engine.lists.find(&task.lora.targets)?;
+    let mut params = vec![0.0; sites.params(task.lora.lora_rank as usize)];
+    initialise(sites, task.lora.lora_rank as usize, key, &mut params)?;
     engine.load(slot, &params)?;
-    let mut shards = Shards::new(engine, comm, task, (rules, slot))?;
     let (n, batch) = (task.examples.len(), task.recipe.batch_size);
     let total_steps = steps_per_user(n, batch, task.recipe.epochs)?;
     let n = u32::try_from(n).map_err(|_| Error::TooManySteps)?;
@@ -82,7 +95,7 @@ pub fn run<B: Ops>(
             let (loss, rows, unshared_rows) = shards.gradients(engine, task, indices, step)?;
             shards.sum(engine, comm, sync)?;
             let loss = sync.reduce_scalars(comm, &shards.ids, &loss)?;
-            let grad_norm = update(engine, task, slot, (step, total_steps))?;
+            let grad_norm = update(engine, task, (slot, params.len()), (step, total_steps))?;
             step += 1;
             #[expect(clippy::cast_possible_truncation, reason = "a mean of f32 losses")]
             let loss = loss as f32;
@@ -93,7 +106,6 @@ pub fn run<B: Ops>(
         }
     }
     engine.read(slot, &mut params)?;
-    engine.slabs.release(slot)?;
     Ok((End::Complete, params))
 }
 
@@ -106,13 +118,12 @@ fn population_key(seed: u64, shard: u32) -> [u32; 2] {
 fn update<B: Ops>(
     engine: &mut Engine<'_, B>,
     task: &Task<'_>,
-    slot: Slot,
+    (slot, params): (Slot, usize),
     (step, total): (u32, u32),
 ) -> Result<f32> {
     let update = Update {
         offset: engine.slabs.offset(slot) as u64,
-        len: u32::try_from(engine.sites.params(task.lora.lora_rank as usize))
-            .map_err(|_| Error::TooManySteps)?,
+        len: u32::try_from(params).map_err(|_| Error::TooManySteps)?,
         ..super::recipe::update(&task.recipe, step, total)
     };
     let mut norm = [0.0];
@@ -124,6 +135,7 @@ fn update<B: Ops>(
 struct Shards {
     /// The adapter's slot.
     adapter: Slot,
+    layout: usize,
     ids: Vec<u32>,
     slots: Vec<Slot>,
     values: Vec<f32>,
@@ -137,21 +149,25 @@ impl Shards {
         engine: &mut Engine<'_, B>,
         comm: &dyn Communicator,
         task: &Task<'_>,
-        (rules, adapter): (PackRules, Slot),
+        rules: PackRules,
     ) -> Result<Self> {
         let ids = shards_of(comm.rank(), comm.size(), task.num_shards);
-        let slots = ids
-            .iter()
-            .map(|_| engine.slabs.take().ok_or(Error::NoSlot))
-            .collect::<Result<Vec<_>>>()?;
-        let len = engine.sites.params(task.lora.lora_rank as usize);
+        let (layout, sites) = engine.lists.find(&task.lora.targets)?;
+        let len = sites.params(task.lora.lora_rank as usize);
         if task.examples.is_empty() {
             return Err(Error::NoPopulation);
         }
+        // All slots or none: what is taken here is given back at the end.
+        if engine.slabs.num_free() < 1 + ids.len() {
+            return Err(Error::NoSlot);
+        }
+        let adapter = engine.slabs.take().ok_or(Error::NoSlot)?;
+        let slots: Vec<Slot> = ids.iter().filter_map(|_| engine.slabs.take()).collect();
         for &slot in &slots {
             engine.load(slot, &[])?;
         }
         Ok(Self {
+            layout,
             values: vec![0.0; ids.len() * len],
             total: vec![0.0; len],
             packer: Packer::new(rules.share_prefixes),
@@ -204,7 +220,8 @@ impl Shards {
                 }
                 let template = engine.segment(self.adapter, self.slots[index]);
                 let adapter = Some(self.segment(task, template, self.ids[index], step));
-                let share = Share { adapter, pieces, weight, first_token };
+                let layout = self.layout;
+                let share = Share { adapter, layout, pieces, weight, first_token };
                 self.packer.add(&share);
                 packed.push(index);
                 first_token += u32::try_from(needed).map_err(|_| Error::TooManySteps)?;
@@ -214,6 +231,13 @@ impl Shards {
             self.step(engine, &mut packed, weight, &mut losses, (&mut rows, &mut unshared))?;
         }
         Ok((losses, rows, unshared))
+    }
+
+    fn release<B: Ops>(&self, engine: &mut Engine<'_, B>) -> Result<()> {
+        for &slot in self.slots.iter().chain([&self.adapter]) {
+            engine.slabs.release(slot)?;
+        }
+        Ok(())
     }
 
     fn segment(&self, task: &Task<'_>, template: Segment, shard: u32, step: u32) -> Segment {

@@ -8,7 +8,8 @@ use super::individual::PackRules;
 use super::sample::{Sampling, next_token};
 use super::{Error, Result};
 use crate::ids::{Slot, UserId};
-use crate::lora::{AdapterSpec, SiteList, Slabs};
+use crate::lora::{self, AdapterSpec, SiteList, SiteLists, Slabs};
+use crate::model::Adapters;
 use crate::model::batch::Batch;
 use crate::model::decode::Predictor;
 use crate::model::network::Network;
@@ -18,13 +19,24 @@ use kernels::attention::Sequence;
 use kernels::lora::Segment;
 use std::ops::Range;
 
+/// A user's own adapter: whatever products of the base it adapts, whatever its rank.
+#[derive(Debug, Clone)]
+pub struct Own {
+    /// Rank and scale.
+    pub lora: AdapterSpec,
+    /// Its sites.
+    pub sites: SiteList,
+    /// Its parameters, in the order of the sites.
+    pub params: Vec<f32>,
+}
+
 /// One user's prompts and adapter.
 #[derive(Debug, Clone)]
 pub struct Asker {
     /// The user.
     pub user: UserId,
     /// The adapter, or `None` for the base alone.
-    pub adapter: Option<(AdapterSpec, Vec<f32>)>,
+    pub adapter: Option<Own>,
     /// Prompts, each at least one token.
     pub prompts: Vec<Vec<u32>>,
 }
@@ -32,9 +44,80 @@ pub struct Asker {
 /// The adapters of the users in a pack: parameters alone.
 #[derive(Debug)]
 struct Shelf<B: Ops> {
-    slabs: Slabs,
+    /// None until the first adapter: slots are as large as the largest adapter seen.
+    slabs: Option<Slabs>,
+    num_slots: u32,
     params: B::Buf<f32>,
     image: Vec<f32>,
+    lists: SiteLists,
+}
+
+/// An adapter on the shelf.
+#[derive(Debug, Clone, Copy)]
+struct Shelved {
+    segment: Segment,
+    layout: usize,
+    slot: Slot,
+}
+
+impl<B: Ops> Shelf<B> {
+    fn adapters(&self) -> Adapters<'_, B> {
+        Adapters { layouts: self.lists.layouts(), params: &self.params }
+    }
+
+    /// Makes the slots, all free now, large enough for every asker's adapter.
+    fn fit(&mut self, net: &Network<B>, askers: &[Asker]) -> Result<()> {
+        let largest = askers.iter().filter_map(|a| a.adapter.as_ref()).map(|own| own.params.len());
+        let (largest, there) =
+            (largest.max().unwrap_or(0), self.slabs.as_ref().map_or(0, Slabs::capacity));
+        if largest > there {
+            let slabs = Slabs::new(self.num_slots, largest)?;
+            self.params = net.backend().alloc(slabs.slab_len())?;
+            self.image = vec![0.0; slabs.capacity()];
+            self.slabs = Some(slabs);
+        }
+        Ok(())
+    }
+
+    fn is_full(&self) -> bool {
+        self.slabs.as_ref().is_none_or(|slabs| slabs.num_free() == 0)
+    }
+
+    fn put(&mut self, net: &Network<B>, own: &Own) -> Result<Shelved> {
+        let (expected, got) = (own.sites.params(own.lora.lora_rank as usize), own.params.len());
+        if got != expected {
+            return Err(lora::Error::Length { what: "adapter", expected, got }.into());
+        }
+        let layout = self.lists.add(&own.sites)?;
+        let slabs = self.slabs.as_mut().ok_or(Error::NoSlot)?;
+        let slot = slabs.take().ok_or(Error::NoSlot)?;
+        slabs.image(&own.params, &mut self.image)?;
+        let offset = slabs.offset(slot);
+        net.backend().write(&mut self.params, offset, &self.image)?;
+        let segment = Segment {
+            row_start: 0,
+            rows: 0,
+            param_offset: offset as u64,
+            grad_offset: 0,
+            lora_rank: own.lora.lora_rank,
+            scale: own.lora.scale(),
+            dropout: 0.0,
+            step: 0,
+            key: [0; 2],
+        };
+        Ok(Shelved { segment, layout, slot })
+    }
+
+    /// Frees every slot but that of `keep`, whose user goes on in the next pack.
+    fn empty(&mut self, keep: Option<Shelved>) -> Result<()> {
+        let Some(slabs) = &mut self.slabs else { return Ok(()) };
+        for slot in (0..slabs.num_slots()).map(Slot) {
+            if keep.is_none_or(|k| k.slot != slot) && !slabs.is_free(slot) {
+                slabs.release(slot)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Predicts; one a rank.
@@ -42,7 +125,7 @@ struct Shelf<B: Ops> {
 pub struct Oracle<'a, B: Ops> {
     net: &'a Network<B>,
     predictor: Predictor<B>,
-    shelf: Option<Shelf<B>>,
+    shelf: Shelf<B>,
     rules: PackRules,
     packer: Packer,
 }
@@ -51,28 +134,27 @@ pub struct Oracle<'a, B: Ops> {
 struct Placed {
     asker: usize,
     prompts: Range<usize>,
-    segment: Option<Segment>,
+    adapter: Option<Shelved>,
 }
 
 impl<'a, B: Ops> Oracle<'a, B> {
-    /// Buffers for packs of `rows` rows, a cache of `cache_rows` rows (zero to score only), and, with
-    /// sites, `num_slots` adapters of at most `max_lora_rank`.
+    /// Buffers for packs of `rows` rows, a cache of `cache_rows` rows (zero to score only), and `num_slots` adapters
+    /// (zero for the base alone) of any sites and rank.
     ///
     /// # Errors
     /// When the backend has no memory.
     pub fn new(
         net: &'a Network<B>,
         (rows, cache_rows): (usize, usize),
-        adapters: Option<(&SiteList, u32, usize)>,
+        num_slots: u32,
         rules: PackRules,
     ) -> Result<Self> {
-        let shelf = match adapters {
-            Some((sites, num_slots, max_lora_rank)) => {
-                let slabs = Slabs::new(num_slots, sites, max_lora_rank)?;
-                let params = net.backend().alloc(slabs.slab_len())?;
-                Some(Shelf { params, image: vec![0.0; slabs.capacity()], slabs })
-            }
-            None => None,
+        let shelf = Shelf {
+            slabs: None,
+            num_slots,
+            params: net.backend().alloc(0)?,
+            image: Vec::new(),
+            lists: SiteLists::new(net.spec()),
         };
         let predictor = Predictor::new(net, rows, cache_rows)?;
         Ok(Self { net, predictor, shelf, rules, packer: Packer::new(rules.share_prefixes) })
@@ -96,11 +178,10 @@ impl<'a, B: Ops> Oracle<'a, B> {
                 let (asker, prompt) = rows[row];
                 out[asker][prompt] = softmax_of(logits, labels);
             };
-            let params = oracle.shelf.as_ref().map_or(oracle.net.no_params(), |s| &s.params);
             Ok(oracle.predictor.prefill(
                 oracle.net,
                 (oracle.packer.batch(), &[]),
-                params,
+                oracle.shelf.adapters(),
                 &mut keep,
             )?)
         })?;
@@ -142,19 +223,23 @@ impl<'a, B: Ops> Oracle<'a, B> {
                     s.done = text.len() >= sampling.max_new_tokens as usize || s.position >= room;
                 }
             };
-            let params = oracle.shelf.as_ref().map_or(oracle.net.no_params(), |s| &s.params);
+            let adapters = oracle.shelf.adapters();
             let (net, predictor) = (oracle.net, &mut oracle.predictor);
-            predictor.prefill(net, (oracle.packer.batch(), &to_cache), params, &mut |row, l| {
-                take(&mut live, row, l)
-            })?;
+            predictor.prefill(
+                net,
+                (oracle.packer.batch(), &to_cache),
+                adapters,
+                &mut |row, l| take(&mut live, row, l),
+            )?;
             loop {
                 live.retain(|s| !s.done);
                 if live.is_empty() {
                     return Ok(());
                 }
                 let rows = decode_batch(&mut live, &mut batch);
-                predictor
-                    .decode(net, (&batch, &rows), params, &mut |row, l| take(&mut live, row, l))?;
+                predictor.decode(net, (&batch, &rows), adapters, &mut |row, l| {
+                    take(&mut live, row, l)
+                })?;
             }
         })?;
         Ok(out)
@@ -170,14 +255,14 @@ impl<'a, B: Ops> Oracle<'a, B> {
     ) -> Result<()> {
         let (mut placed, mut prompts): (Vec<Placed>, usize) = (Vec::new(), 0);
         self.packer.clear();
+        self.shelf.fit(self.net, askers)?;
         for (index, asker) in askers.iter().enumerate() {
             let pieces: Vec<Piece<'_>> = asker.prompts.iter().map(|p| Piece::prompt(p)).collect();
-            let mut segment: Option<Segment> = None;
+            let mut adapter: Option<Shelved> = None;
             for chunk in chunks(&pieces, self.rules.chunk_rows, self.rules.share_prefixes) {
                 let pieces = &pieces[chunk.clone()];
                 let rows = rows_of(pieces, self.rules.share_prefixes);
-                let no_slot =
-                    segment.is_none() && asker.adapter.is_some() && self.free_slots() == 0;
+                let no_slot = adapter.is_none() && asker.adapter.is_some() && self.shelf.is_full();
                 let cached = self.packer.rows() + rows + (prompts + pieces.len()) * answer;
                 let full = self.packer.rows() + rows > self.predictor.rows()
                     || (answer > 0 && cached > self.predictor.cache_rows());
@@ -185,7 +270,7 @@ impl<'a, B: Ops> Oracle<'a, B> {
                     run(self, &placed)?;
                     (placed, prompts) = (Vec::new(), 0);
                     self.packer.clear();
-                    self.empty_shelf(segment)?;
+                    self.shelf.empty(adapter)?;
                 }
                 if rows > self.predictor.rows() {
                     return Err(Error::ChunkTooLong {
@@ -194,55 +279,25 @@ impl<'a, B: Ops> Oracle<'a, B> {
                         room: self.predictor.rows(),
                     });
                 }
-                if segment.is_none() {
-                    segment = self.shelve(asker)?;
+                if let (None, Some(own)) = (adapter, &asker.adapter) {
+                    adapter = Some(self.shelf.put(self.net, own)?);
                 }
-                self.packer.add(&Share { adapter: segment, pieces, weight: 0.0, first_token: 0 });
+                self.packer.add(&Share {
+                    adapter: adapter.map(|a| a.segment),
+                    layout: adapter.map_or(0, |a| a.layout),
+                    pieces,
+                    weight: 0.0,
+                    first_token: 0,
+                });
                 prompts += pieces.len();
-                placed.push(Placed { asker: index, prompts: chunk, segment });
+                placed.push(Placed { asker: index, prompts: chunk, adapter });
             }
         }
         if !placed.is_empty() {
             run(self, &placed)?;
-            self.empty_shelf(None)?;
+            self.shelf.empty(None)?;
         }
         self.packer.clear();
-        Ok(())
-    }
-
-    fn free_slots(&self) -> usize {
-        self.shelf.as_ref().map_or(0, |s| s.slabs.num_free())
-    }
-
-    fn shelve(&mut self, asker: &Asker) -> Result<Option<Segment>> {
-        let Some((lora, adapter)) = &asker.adapter else { return Ok(None) };
-        let shelf = self.shelf.as_mut().ok_or(Error::NoSlot)?;
-        let slot = shelf.slabs.take().ok_or(Error::NoSlot)?;
-        shelf.slabs.image(adapter, &mut shelf.image)?;
-        let offset = shelf.slabs.offset(slot);
-        self.net.backend().write(&mut shelf.params, offset, &shelf.image)?;
-        Ok(Some(Segment {
-            row_start: 0,
-            rows: 0,
-            param_offset: offset as u64,
-            grad_offset: 0,
-            lora_rank: lora.lora_rank,
-            scale: lora.scale(),
-            dropout: 0.0,
-            step: 0,
-            key: [0; 2],
-        }))
-    }
-
-    /// Frees every slot but that of `keep`, whose user goes on in the next pack.
-    fn empty_shelf(&mut self, keep: Option<Segment>) -> Result<()> {
-        let Some(shelf) = &mut self.shelf else { return Ok(()) };
-        for slot in (0..shelf.slabs.num_slots()).map(Slot) {
-            let kept = keep.is_some_and(|s| s.param_offset == shelf.slabs.offset(slot) as u64);
-            if !kept && !shelf.slabs.is_free(slot) {
-                shelf.slabs.release(slot)?;
-            }
-        }
         Ok(())
     }
 
@@ -269,7 +324,7 @@ impl<'a, B: Ops> Oracle<'a, B> {
                 fill(&mut to_cache, (start, len), next);
                 live.push(Generation {
                     output: output_start,
-                    segment: place.segment,
+                    adapter: place.adapter,
                     keys: Sequence {
                         q_start: 0,
                         q_len: 1,
@@ -302,7 +357,7 @@ fn fill(to_cache: &mut [u32], (start, len): (usize, usize), first: usize) {
 struct Generation {
     /// Its output row in the prefill.
     output: usize,
-    segment: Option<Segment>,
+    adapter: Option<Shelved>,
     /// Its rows in the cache.
     keys: Sequence,
     /// Position of its next token.
@@ -328,10 +383,11 @@ fn decode_batch(live: &mut [Generation], batch: &mut Batch) -> Vec<u32> {
         lane.limits.push(s.keys.k_len);
         lane.sequences.push(Sequence { q_start: row, ..s.keys });
         batch.groups.push(row + 1);
-        if let Some(segment) = s.segment {
-            match lane.segments.last_mut() {
+        if let Some(Shelved { segment, layout, .. }) = s.adapter {
+            let segments = lane.segments_of(layout);
+            match segments.last_mut() {
                 Some(last) if last.param_offset == segment.param_offset => last.rows += 1,
-                _ => lane.segments.push(Segment { row_start: row, rows: 1, ..segment }),
+                _ => segments.push(Segment { row_start: row, rows: 1, ..segment }),
             }
         }
     }

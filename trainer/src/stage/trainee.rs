@@ -5,7 +5,7 @@
 use super::individual::PackRules;
 use crate::config::{EarlyStop, Recipe};
 use crate::ids::UserId;
-use crate::lora::{AdapterSpec, SiteList, initialise};
+use crate::lora::{AdapterSpec, SiteLists, initialise};
 use crate::optim::{Order, steps_per_user};
 use crate::pack::{Piece, chunks, rows_of};
 use crate::prompt::Example;
@@ -41,7 +41,7 @@ pub enum Outcome {
         user: UserId,
         /// The adapter's shape.
         lora: AdapterSpec,
-        /// Its parameters, in the order of the site list.
+        /// Its parameters, in the order of the sites of its targets in every block.
         params: Vec<f32>,
         /// Optimiser steps that led to these parameters.
         steps: u32,
@@ -67,6 +67,9 @@ impl Outcome {
         Self::Quarantined { user, steps, reason }
     }
 }
+
+/// An element of an adapter beyond this is far from any that training leads to: the loss may have no finite value there.
+const FAR: f32 = 10.0;
 
 /// Best parameters so far, with early stopping.
 #[derive(Debug)]
@@ -98,6 +101,7 @@ pub struct Trainee {
     job: Job,
     rules: PackRules,
     key: [u32; 2],
+    layout: usize,
     /// Examples trained on are the first so many; the rest are held out.
     num_train: u32,
     num_params: usize,
@@ -123,10 +127,10 @@ impl Trainee {
     /// Seats a user; the adapter to load. The error is the reason to put the user aside.
     ///
     /// # Errors
-    /// No example, or a shape the sites do not have.
+    /// No example, or targets that none of the lists has.
     pub fn new(
         job: Job,
-        sites: &SiteList,
+        lists: &SiteLists,
         rules: PackRules,
     ) -> std::result::Result<(Self, Vec<f32>), String> {
         if let Some(reason) = job.unusable {
@@ -135,6 +139,7 @@ impl Trainee {
         if job.examples.is_empty() {
             return Err("its history has no usable item".into());
         }
+        let (layout, sites) = lists.find(&job.lora.targets).map_err(|e| e.to_string())?;
         let key = job.user.key().random_key(job.seed);
         let lora_rank = job.lora.lora_rank as usize;
         let mut params = vec![0.0; sites.params(lora_rank)];
@@ -159,6 +164,7 @@ impl Trainee {
             job,
             rules,
             key,
+            layout,
             num_train,
             num_params: params.len(),
             total_steps,
@@ -184,6 +190,11 @@ impl Trainee {
     /// The user.
     pub fn user(&self) -> &UserId {
         &self.job.user
+    }
+
+    /// Number of the adapter's layout.
+    pub fn layout(&self) -> usize {
+        self.layout
     }
 
     /// Optimiser steps finished.
@@ -234,6 +245,11 @@ impl Trainee {
     /// Rows the due chunk takes.
     pub fn due_rows(&self) -> usize {
         rows_of(&self.due_pieces(), self.rules.share_prefixes)
+    }
+
+    /// Pieces trained on, in time order.
+    pub fn training_pieces(&self) -> Vec<Piece<'_>> {
+        (0..self.num_train as usize).map(|i| self.piece(i)).collect()
     }
 
     /// Held-out pieces, in time order.
@@ -347,6 +363,19 @@ impl Trainee {
     /// Whether the last epoch is over, or the user stopped early.
     pub fn finished(&self) -> bool {
         self.stopped || self.epoch == self.job.recipe.epochs
+    }
+
+    /// Whether the last step led so far away that only the loss there can tell if it is an adapter: a step's own loss
+    /// is from before it. Where early stopping chose, the held-out loss has told.
+    pub fn strayed(&self, params: &[f32]) -> bool {
+        self.best.is_none() && params.iter().any(|p| p.is_finite() && p.abs() > FAR)
+    }
+
+    /// Takes the loss behind the last step.
+    pub fn asked_after_last_step(&mut self, loss: f64) {
+        if !loss.is_finite() {
+            self.failure = Some(format!("after its last step: loss {loss}"));
+        }
     }
 
     /// Parameters of the user's adapter.

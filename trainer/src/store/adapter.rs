@@ -13,6 +13,9 @@ use std::path::Path;
 /// Longest header of an adapter file we write or read; 80 layers of 7 sites take 160 KB.
 pub(crate) const MAX_HEADER: usize = 1 << 20;
 
+/// Where the metadata say which base an adapter belongs to.
+pub(crate) const BASE_KEY: &str = "myriad.base";
+
 /// Where an adapter comes from; it travels in the file's metadata.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Provenance {
@@ -130,7 +133,7 @@ impl AdapterRef<'_> {
             ("format", "pt".to_owned()),
             ("myriad.version", "1".to_owned()),
             ("myriad.user", key.hex()),
-            ("myriad.base", base_hash.clone()),
+            (BASE_KEY, base_hash.clone()),
             ("myriad.config", config_hash.clone()),
             ("myriad.steps", steps.to_string()),
             ("myriad.lora_alpha", self.spec.alpha.to_string()),
@@ -173,7 +176,7 @@ impl Adapter {
         };
         let final_loss = metadata.get("myriad.final_loss").copied();
         let provenance = Provenance {
-            base_hash: text("myriad.base")?.to_owned(),
+            base_hash: text(BASE_KEY)?.to_owned(),
             config_hash: text("myriad.config")?.to_owned(),
             steps: number("steps", text("myriad.steps")?)?,
             final_loss: final_loss.map(|t| number("final_loss", t)).transpose()?,

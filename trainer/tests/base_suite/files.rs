@@ -10,7 +10,6 @@ use safetensors::tensor::Dtype;
 use serde_json::json;
 use std::path::Path;
 use trainer::model::spec::{BaseSpec, RopeScaling};
-use trainer::model::tokenizer::Tokenizer;
 use trainer::model::weights::{WeightSource, open};
 use trainer::model::{Error, Result};
 
@@ -266,81 +265,6 @@ fn gguf_settings_are_checked() {
     assert_eq!(rope.scaling, RopeScaling::Divisors { factors: vec![1.0, 4.0] });
     let plain = spec.rope_frequencies();
     assert_eq!(base.spec().rope_frequencies(), [plain[0], plain[1] / 4.0]);
-}
-
-#[test]
-fn gguf_tokenizer_merges_splits_digits_and_knows_special_tokens() {
-    let spec = parse(&llama_config()).unwrap();
-    let tensors = llama_gguf(&spec, &values(&spec, 10));
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("base.gguf");
-    write_gguf(&path, &gguf_metadata(&spec), &tensors, GgmlDType::F32);
-    let tokenizer = Tokenizer::open(&path, open(&path).unwrap().spec()).unwrap();
-    // "ab" merges before " a" can, digits stand alone, <s> is one control token, <u> one of the user's.
-    let ids = [5, 4, 5, 6, 8, 9, 7, 0, 10, 2];
-    assert_eq!(tokenizer.encode("ab ab a12!<s><u>a").unwrap(), ids);
-    assert_eq!(tokenizer.decode(&ids, false).unwrap(), "ab ab a12!<s><u>a");
-    assert_eq!(tokenizer.decode(&[0, 10, 2, 1], true).unwrap(), "<u>a");
-    assert_eq!((tokenizer.encode("").unwrap().len(), tokenizer.vocab_size()), (0, 11));
-    assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(0), &[1][..]));
-    assert!(matches!(tokenizer.decode(&[11], false), Err(Error::Tokenizer { .. })));
-    let attempt = |key: &str, value: Value| {
-        let mut metadata = gguf_metadata(&spec);
-        metadata.iter_mut().find(|(k, _)| *k == key).unwrap().1 = value;
-        write_gguf(&path, &metadata, &tensors, GgmlDType::F32);
-        Tokenizer::open(&path, open(&path).unwrap().spec())
-    };
-    let text = |s: &str| Value::String(s.to_owned());
-    for pre in ["gpt-2", "llama-bpe", "default"] {
-        let other = attempt("tokenizer.ggml.pre", text(pre)).unwrap();
-        assert_eq!(other.encode("ab!").unwrap(), [5, 7], "{pre}");
-        assert_ne!(other.hash(), tokenizer.hash());
-    }
-    for (key, value) in [
-        ("tokenizer.ggml.pre", text("deepseek-llm")),
-        ("tokenizer.ggml.model", text("llama")),
-        ("tokenizer.ggml.merges", Value::Array(vec![text("a z")])),
-        ("tokenizer.ggml.merges", Value::Array(vec![text("a b"), text("a b")])),
-        ("tokenizer.ggml.merges", Value::Array(vec![text("ab ab")])),
-        ("tokenizer.ggml.merges", Value::Array(vec![text("ab")])),
-        ("tokenizer.ggml.tokens", Value::Array(vec![text("a"), text("a")])),
-        ("tokenizer.ggml.token_type", Value::Array(vec![Value::I32(1)])),
-    ] {
-        let error = attempt(key, value).unwrap_err();
-        assert!(matches!(error, Error::Setting { .. }), "{key}: {error}");
-    }
-}
-
-#[test]
-fn tokenizer_json_never_cuts_or_pads() {
-    let spec = parse(&llama_config()).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let file = json!({
-        "version": "1.0",
-        "truncation": {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0},
-        "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
-            "pad_type_id": 0, "pad_token": "<s>"},
-        "added_tokens": [{"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
-            "normalized": false, "special": true}],
-        "normalizer": null, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-            "use_regex": true},
-        "post_processor": {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
-            {"Sequence": {"id": "A", "type_id": 0}}], "pair": [{"Sequence": {"id": "A", "type_id": 0}},
-            {"Sequence": {"id": "B", "type_id": 1}}], "special_tokens": {"<s>": {"id": "<s>", "ids": [0],
-            "tokens": ["<s>"]}}},
-        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "vocab": {"<s>": 0, "a": 1, "b": 2, "ab": 3}, "merges": [["a", "b"]]}
-    });
-    let path = dir.path().join("tokenizer.json");
-    write_file(&path, &serde_json::to_vec(&file).unwrap());
-    let tokenizer = Tokenizer::open(dir.path(), &spec).unwrap();
-    assert_eq!(tokenizer.encode("abaab<s>b").unwrap(), [3, 1, 3, 0, 2]);
-    let mut large = file;
-    large["model"]["vocab"]["b"] = json!(11);
-    write_file(&path, &serde_json::to_vec(&large).unwrap());
-    assert!(matches!(Tokenizer::open(dir.path(), &spec), Err(Error::Mismatch { .. })));
 }
 
 #[test]

@@ -13,3 +13,4 @@ mod hostile;
 mod merged;
 mod settings;
 mod smollm2;
+mod tokenizers;

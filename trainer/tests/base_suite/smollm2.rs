@@ -63,7 +63,12 @@ fn tokens_are_the_golden_ones() {
     for case in cases["texts"].as_array().unwrap() {
         let text = case["text"].as_str().unwrap();
         let tokens: Vec<u32> = serde_json::from_value(case["tokens"].clone()).unwrap();
-        assert_eq!(tokenizer.encode(text).unwrap(), tokens, "{text}");
+        assert_eq!(tokenizer.encode_markup(text).unwrap(), tokens, "{text}");
+        // As a text of a user: the same letters, nothing special, and the same tokens where nothing is.
+        let plain = tokenizer.encode(text).unwrap();
+        assert!(plain.iter().all(|&id| id > 16), "{text}: {plain:?}");
+        assert_eq!(tokenizer.decode(&plain, true).unwrap(), text);
+        assert_eq!(plain == tokens, tokens.iter().all(|&id| id > 16), "{text}");
         assert_eq!(tokenizer.decode(&tokens, false).unwrap(), text);
     }
     for text in [

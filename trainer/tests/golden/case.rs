@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use trainer::config::Recipe;
 use trainer::ids::UserId;
-use trainer::lora::{AdapterSpec, Half, SiteList, Target};
+use trainer::lora::{AdapterSpec, Half, SiteList, SiteLists, Target};
 use trainer::model::cache::MappedBase;
 use trainer::model::network::Network;
 use trainer::pack::{Packer, Piece, Share};
@@ -23,6 +23,7 @@ pub(crate) struct Case {
     batches: Vec<Vec<usize>>,
     pub(crate) lora: AdapterSpec,
     pub(crate) sites: SiteList,
+    pub(crate) lists: SiteLists,
     pub(crate) adapter: Vec<f32>,
     base: MappedBase,
     expected: Vec<u8>,
@@ -85,6 +86,7 @@ impl Case {
             adapter: vec![f32::NAN; sites.params(lora.lora_rank as usize)],
             expected: std::fs::read(folder.join("expected.safetensors")).unwrap(),
             lora,
+            lists: SiteLists::of_targets(base.spec(), [sites.targets().as_slice()]).unwrap(),
             sites,
             base,
             _cache: cache,
@@ -100,8 +102,7 @@ impl Case {
     }
 
     pub(crate) fn network(&self) -> Network<Cpu> {
-        let layers = self.sites.by_layer(self.base.spec().layers);
-        Network::new(Cpu, &self.base, &layers, 64).unwrap()
+        Network::new(Cpu, &self.base, 64).unwrap()
     }
 
     pub(crate) fn expected(&self, key: &str) -> Vec<f32> {
@@ -171,7 +172,13 @@ impl Case {
         let supervised: usize = pieces.iter().map(|p| p.targets.len()).sum();
         let mut packer = Packer::new(share);
         let adapter = Some(self.segment(engine.segment(slot, slot)));
-        packer.add(&Share { adapter, pieces, weight: 1.0 / supervised as f32, first_token: 0 });
+        packer.add(&Share {
+            adapter,
+            layout: 0,
+            pieces,
+            weight: 1.0 / supervised as f32,
+            first_token: 0,
+        });
         let sum: f64 = engine.train(&packer).unwrap().iter().map(|&l| f64::from(l)).sum();
         let update = Update {
             offset: 0,
@@ -193,8 +200,7 @@ impl Case {
     pub(crate) fn train_whole(&self, net: &Network<Cpu>, recipe: &Recipe) -> Vec<f32> {
         let size =
             trainer::model::activations::StepSize { rows: 256, stored_blocks: 9, backward: true };
-        let mut engine =
-            Engine::new(net, &self.sites, size, (1, self.lora.lora_rank as usize)).unwrap();
+        let mut engine = Engine::new(net, &self.lists, size, (1, self.adapter.len())).unwrap();
         let slot = engine.slabs.take().unwrap();
         engine.load(slot, &self.adapter).unwrap();
         let pieces: Vec<_> =

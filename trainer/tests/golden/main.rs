@@ -13,13 +13,14 @@ use kernels::Cpu;
 use std::sync::atomic::AtomicBool;
 use trainer::config::{EarlyStop, Recipe, ScheduleKind};
 use trainer::ids::{Slot, UserId};
+use trainer::model::Adapters;
 use trainer::model::activations::StepSize;
 use trainer::model::decode::Predictor;
 use trainer::model::network::Network;
 use trainer::pack::{Packer, Piece, Share};
 use trainer::stage::engine::Engine;
 use trainer::stage::individual::PackRules;
-use trainer::stage::predict::{Asker, Oracle};
+use trainer::stage::predict::{Asker, Oracle, Own};
 use trainer::stage::sample::Sampling;
 
 const CASES: [&str; 3] = ["llama_tied", "llama_untied", "gpt2"];
@@ -37,13 +38,13 @@ fn logits(
     with_adapter: bool,
     share_prefixes: bool,
 ) -> Vec<Vec<f32>> {
-    let mut engine =
-        Engine::new(net, &case.sites, size(0), (1, case.lora.lora_rank as usize)).unwrap();
+    let mut engine = Engine::new(net, &case.lists, size(0), (1, case.adapter.len())).unwrap();
     engine.slabs.take().unwrap();
     engine.load(Slot(0), &case.adapter).unwrap();
     let mut params = vec![0.0; case.adapter.len()];
     engine.read(Slot(0), &mut params).unwrap();
     let params = kernels::cpu::CpuBuf::from(params);
+    let adapters = Adapters { layouts: case.lists.layouts(), params: &params };
     let segment = case.segment(engine.segment(Slot(0), Slot(0)));
     let pieces: Vec<Piece<'_>> = case
         .examples
@@ -53,6 +54,7 @@ fn logits(
     let mut packer = Packer::new(share_prefixes);
     packer.add(&Share {
         adapter: with_adapter.then_some(segment),
+        layout: 0,
         pieces: &pieces,
         weight: 0.0,
         first_token: 0,
@@ -61,7 +63,7 @@ fn logits(
     let mut predictor = Predictor::new(net, 256, 0).unwrap();
     let mut rows = Vec::new();
     predictor
-        .prefill(net, (packer.batch(), &[]), &params, &mut |_, l| rows.push(l.to_vec()))
+        .prefill(net, (packer.batch(), &[]), adapters, &mut |_, l| rows.push(l.to_vec()))
         .unwrap();
     let mut rows = rows.into_iter();
     case.examples.iter().map(|e| rows.by_ref().take(e.tokens.len()).flatten().collect()).collect()
@@ -103,13 +105,9 @@ fn loss_and_every_gradient_in_every_layout() {
         let net = case.network();
         for (share_prefixes, stored_blocks) in LAYOUTS {
             let at = format!("{name}, shared prefixes {share_prefixes}, {stored_blocks} stored");
-            let mut engine = Engine::new(
-                &net,
-                &case.sites,
-                size(stored_blocks),
-                (1, case.lora.lora_rank as usize),
-            )
-            .unwrap();
+            let mut engine =
+                Engine::new(&net, &case.lists, size(stored_blocks), (1, case.adapter.len()))
+                    .unwrap();
             let slot = engine.slabs.take().unwrap();
             engine.load(slot, &case.adapter).unwrap();
             let pieces = case.pieces(0);
@@ -118,7 +116,7 @@ fn loss_and_every_gradient_in_every_layout() {
             let adapter = Some(case.segment(engine.segment(slot, slot)));
             #[expect(clippy::cast_precision_loss, reason = "a small count")]
             let weight = 1.0 / supervised as f32;
-            packer.add(&Share { adapter, pieces: &pieces, weight, first_token: 0 });
+            packer.add(&Share { adapter, layout: 0, pieces: &pieces, weight, first_token: 0 });
             let losses = engine.train(&packer).unwrap();
             let loss: f64 = losses.iter().map(|&l| f64::from(l)).sum::<f64>()
                 / f64::from(u32::try_from(supervised).unwrap());
@@ -145,13 +143,9 @@ fn ten_steps_of_adamw() {
         let case = Case::open(name);
         let net = case.network();
         for (share_prefixes, stored_blocks) in LAYOUTS {
-            let mut engine = Engine::new(
-                &net,
-                &case.sites,
-                size(stored_blocks),
-                (1, case.lora.lora_rank as usize),
-            )
-            .unwrap();
+            let mut engine =
+                Engine::new(&net, &case.lists, size(stored_blocks), (1, case.adapter.len()))
+                    .unwrap();
             let (losses, norms, adapter) = case.train(&mut engine, share_prefixes);
             let at = format!("{name}, shared prefixes {share_prefixes}, {stored_blocks} stored");
             assert!(
@@ -177,11 +171,14 @@ fn greedy_continuations_through_the_cache() {
         let case = Case::open(name);
         let net = case.network();
         let rules = PackRules { chunk_rows: 64, share_prefixes: true };
-        let shape = Some((&case.sites, 2, case.lora.lora_rank as usize));
-        let mut oracle = Oracle::new(&net, (64, 400), shape, rules).unwrap();
+        let mut oracle = Oracle::new(&net, (64, 400), 2, rules).unwrap();
         let asker = Asker {
             user: UserId::new("golden"),
-            adapter: Some((case.lora.clone(), case.adapter.clone())),
+            adapter: Some(Own {
+                lora: case.lora.clone(),
+                sites: case.sites.clone(),
+                params: case.adapter.clone(),
+            }),
             prompts: case.examples.iter().map(|e| e.tokens[..e.prompt_len].to_vec()).collect(),
         };
         let sampling =
@@ -219,8 +216,7 @@ fn the_individual_stage_makes_the_same_adapter() {
             early_stop: EarlyStop { enabled: false, held_out: 0.1, patience: 1 },
         };
         let plain = case.train_whole(&net, &recipe);
-        let mut engine =
-            Engine::new(&net, &case.sites, size(0), (3, case.lora.lora_rank as usize)).unwrap();
+        let mut engine = Engine::new(&net, &case.lists, size(0), (3, case.adapter.len())).unwrap();
         let staged = case.train_staged(&mut engine, &recipe, &AtomicBool::new(false));
         assert!(largest_difference(&plain, &staged) < 1e-5, "{name}");
     }

@@ -54,12 +54,13 @@ fn train(world: &World, job: Job, c: &Composition) -> Trained {
 fn held_out_loss(world: &World, job: &Job, params: &[f32]) -> f64 {
     let mut engine = world.engine(&Composition::NARROW);
     engine.load(Slot(0), params).unwrap();
-    let (trainee, _) = Trainee::new(job.clone(), &world.sites, RULES).unwrap();
+    let (trainee, _) = Trainee::new(job.clone(), &world.lists, RULES).unwrap();
     let segment = trainee.without_dropout(engine.segment(Slot(0), Slot(0)));
     let losses = job.examples[ITEMS - HELD_OUT..].iter().flat_map(|e: &Example| {
         let pieces = [Piece::supervised(&e.tokens, e.prompt_len)];
         let mut packer = Packer::new(false);
-        packer.add(&Share { adapter: Some(segment), pieces: &pieces, weight: 0.0, first_token: 0 });
+        let (adapter, layout) = (Some(segment), trainee.layout());
+        packer.add(&Share { adapter, layout, pieces: &pieces, weight: 0.0, first_token: 0 });
         engine.losses(&packer).unwrap().to_vec()
     });
     let losses: Vec<f64> = losses.map(f64::from).collect();

@@ -35,7 +35,7 @@ fn drive(world: &World, jobs: &[Job], fault: Fault) -> Vec<Outcome> {
     let mut engine = world.engine(&Composition::WIDE);
     let mut seats: BTreeMap<Slot, Trainee> = BTreeMap::new();
     for job in jobs {
-        let (trainee, adapter) = Trainee::new(job.clone(), &world.sites, RULES).unwrap();
+        let (trainee, adapter) = Trainee::new(job.clone(), &world.lists, RULES).unwrap();
         let slot = engine.slabs.take().unwrap();
         engine.load(slot, &adapter).unwrap();
         seats.insert(slot, trainee);
@@ -102,7 +102,8 @@ fn pack(
             _ => {}
         }
         let pieces = trainee.due_pieces();
-        packer.add(&Share { adapter: Some(segment), pieces: &pieces, weight, first_token });
+        let (adapter, layout) = (Some(segment), trainee.layout());
+        packer.add(&Share { adapter, layout, pieces: &pieces, weight, first_token });
     }
 }
 

@@ -21,6 +21,14 @@ fn troubles(world: &World) -> Vec<(&'static str, &'static str, Job)> {
     let mut explodes = well.clone();
     explodes.recipe.learning_rate = 1e30;
     explodes.recipe.warmup_ratio = 0.0;
+    let one_step = |job: &Job| {
+        let mut job = job.clone();
+        (job.recipe.epochs, job.recipe.batch_size) = (1, 64);
+        (job.recipe.warmup_ratio, job.recipe.early_stop.enabled) = (0.0, false);
+        job
+    };
+    let mut last_step = one_step(&well);
+    last_step.recipe.learning_rate = 1e20;
     let mut no_batch = well.clone();
     no_batch.recipe.batch_size = 0;
     let mut foreign = well.clone();
@@ -34,6 +42,9 @@ fn troubles(world: &World) -> Vec<(&'static str, &'static str, Job)> {
         ("infinity", "loss", start(f32::INFINITY, 0)),
         ("finite, but too large", "loss", start(1e38, 0)),
         ("explodes on the way", "loss", explodes),
+        ("a last step that is not finite", "step 1: loss", one_step(&start(1e38, 0))),
+        ("one NaN in the last step", "step 1: loss NaN", one_step(&start(f32::NAN, last))),
+        ("a last step into the far", "after its last step: loss", last_step),
         (
             "no supervised token",
             "loss NaN",

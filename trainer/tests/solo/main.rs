@@ -13,5 +13,6 @@ mod isolation;
 mod merged;
 mod population;
 mod predictions;
+mod targets;
 mod users;
 mod world;

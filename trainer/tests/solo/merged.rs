@@ -9,24 +9,32 @@ use kernels::lora::Segment;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use trainer::lora::{AdapterSpec, Merge};
+use trainer::model::Adapters;
 use trainer::model::decode::Predictor;
 use trainer::model::network::Network;
 use trainer::model::overlay::merge;
 use trainer::pack::{Packer, Piece, Share};
 
 /// Logits of every position of three prompts.
-fn logits(net: &Network<Cpu>, adapter: Option<(Segment, &[f32])>) -> Vec<f32> {
+fn logits(world: &World, net: &Network<Cpu>, adapter: Option<(Segment, &[f32])>) -> Vec<f32> {
     let prompts: Vec<Vec<u32>> = (0..3).map(|k| tokens(300, k, 9 + 7 * k)).collect();
     let piece = |rows| Piece { rows, first_output: 0, targets: &[] };
     let pieces: Vec<Piece<'_>> = prompts.iter().map(|p| piece(p.as_slice())).collect();
     let mut packer = Packer::new(false);
     let segment = adapter.map(|(segment, _)| segment);
-    packer.add(&Share { adapter: segment, pieces: &pieces, weight: 0.0, first_token: 0 });
+    packer.add(&Share {
+        adapter: segment,
+        layout: 0,
+        pieces: &pieces,
+        weight: 0.0,
+        first_token: 0,
+    });
     let params = CpuBuf::from(adapter.map_or(Vec::new(), |(_, params)| params.to_vec()));
     let mut out = Vec::new();
     let mut keep = |_: usize, row: &[f32]| out.extend_from_slice(row);
     let mut predictor = Predictor::new(net, 64, 0).unwrap();
-    predictor.prefill(net, (packer.batch(), &[]), &params, &mut keep).unwrap();
+    let adapters = Adapters { layouts: world.lists.layouts(), params: &params };
+    predictor.prefill(net, (packer.batch(), &[]), adapters, &mut keep).unwrap();
     out
 }
 
@@ -57,22 +65,24 @@ fn the_merged_base_gives_the_logits_of_base_and_adapter() {
         let world = World::open(name);
         let spec = lora(&world, 4);
         let params = adapter(&world, 21, 4);
-        let (bare, adapted) =
-            (logits(&world.net, None), logits(&world.net, Some((segment(&spec), &params))));
+        let (bare, adapted) = (
+            logits(&world, &world.net, None),
+            logits(&world, &world.net, Some((segment(&spec), &params))),
+        );
         let overlay = world.folder.path().join("merged.overlay");
         let changes = Merge::new(world.base.spec(), &world.sites, &spec, &params).unwrap();
         let hash = merge(&Cpu, &world.base, changes.deltas(), &overlay).unwrap();
         let merged = world.base.with_overlay(&overlay).unwrap();
         assert_eq!(merged.hash(), hash);
         assert_ne!(merged.hash(), world.base.hash());
-        let ours = logits(&network(&merged, &world.sites), None);
+        let ours = logits(&world, &network(&merged), None);
         let (difference, effect) =
             (largest_difference(&ours, &adapted), largest_difference(&ours, &bare));
         // As for the golden logits; each third of GPT-2's c_attn alone moves them by more than this.
         assert!(difference < 2e-5, "{name}: {difference}");
         assert!(effect > 0.05, "{name}: the adapter moves no logit: {effect}");
         // Nothing is left in the base that was merged.
-        assert_eq!(largest_difference(&logits(&world.net, None), &bare).to_bits(), 0);
+        assert_eq!(largest_difference(&logits(&world, &world.net, None), &bare).to_bits(), 0);
     }
 }
 
@@ -82,18 +92,18 @@ fn every_site_is_merged_into_its_own_weight() {
     for name in BASES {
         let world = World::open(name);
         let (spec, whole) = (lora(&world, 2), adapter(&world, 22, 2));
-        let bare = logits(&world.net, None);
+        let bare = logits(&world, &world.net, None);
         for e in world.sites.entries() {
             let mut params = vec![0.0; whole.len()];
             let range = world.sites.range(&e.site, 2);
             params[range.a.clone()].copy_from_slice(&whole[range.a]);
             params[range.b.clone()].copy_from_slice(&whole[range.b]);
-            let adapted = logits(&world.net, Some((segment(&spec), &params)));
+            let adapted = logits(&world, &world.net, Some((segment(&spec), &params)));
             let overlay = world.folder.path().join("one.overlay");
             let changes = Merge::new(world.base.spec(), &world.sites, &spec, &params).unwrap();
             merge(&Cpu, &world.base, changes.deltas(), &overlay).unwrap();
             let merged = world.base.with_overlay(&overlay).unwrap();
-            let ours = logits(&network(&merged, &world.sites), None);
+            let ours = logits(&world, &network(&merged), None);
             let (difference, effect) =
                 (largest_difference(&ours, &adapted), largest_difference(&adapted, &bare));
             let path = format!("{name}, layer {} {:?}", e.spec.layer, e.spec.target);
@@ -125,13 +135,13 @@ fn training_leaves_the_base_as_it_was() {
         assert!(before.len() >= 3, "{before:?}");
         let hash = world.base.hash();
         assert_eq!(world.base.recompute_hash(&Cpu).unwrap(), hash);
-        let bare = logits(&world.net, None);
+        let bare = logits(&world, &world.net, None);
         let mut all = jobs(&world, 10);
         all[3].recipe.learning_rate = 1e30;
         world.train(&all, &Composition { ranks: 2, ..Composition::WIDE });
         world.base.verify().unwrap();
         assert_eq!(world.base.recompute_hash(&Cpu).unwrap(), hash);
         assert_eq!(files(world.folder.path()), before, "{name}");
-        assert_eq!(largest_difference(&logits(&world.net, None), &bare).to_bits(), 0);
+        assert_eq!(largest_difference(&logits(&world, &world.net, None), &bare).to_bits(), 0);
     }
 }

@@ -54,7 +54,9 @@ fn train(
                 stop(comm.rank(), step, &halt);
             };
             let task = task(world, &all, s.seed);
-            run(&mut engine, RULES, (comm, &sync), &task, &mut watch, &halt).unwrap()
+            let ended = run(&mut engine, RULES, (comm, &sync), &task, &mut watch, &halt).unwrap();
+            assert_eq!(engine.slabs.num_free(), c.slots as usize, "a slot was not given back");
+            ended
         });
         Ok((end, params.iter().map(|p| p.to_bits()).collect(), steps))
     };

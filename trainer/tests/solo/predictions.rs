@@ -1,12 +1,12 @@
 //! Answers to a user's queries depend on that user's adapter, prompts and random counters alone.
 
 use crate::users::{MAX_LORA_RANK, draw, lora, shuffled, tokens};
-use crate::world::{BASES, RULES, World, threads};
+use crate::world::{BASES, RULES, World, sets, threads};
 use std::collections::BTreeMap;
 use trainer::ids::UserId;
-use trainer::lora::initialise;
+use trainer::lora::{AdapterSpec, SiteList, initialise};
 use trainer::stage::individual::PackRules;
-use trainer::stage::predict::{Asker, Oracle};
+use trainer::stage::predict::{Asker, Oracle, Own};
 use trainer::stage::sample::Sampling;
 
 const LABELS: [u32; 5] = [3, 10, 11, 50, 96];
@@ -15,11 +15,14 @@ const GREEDY: Sampling =
     Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, max_new_tokens: 6, seed: 4 };
 const SAMPLED: Sampling = Sampling { temperature: 1.5, top_k: 40, top_p: 0.95, ..GREEDY };
 
-/// An adapter far from its beginning: both halves drawn.
+/// An adapter of all targets far from its beginning: both halves drawn.
 pub(crate) fn adapter(world: &World, i: u32, lora_rank: u32) -> Vec<f32> {
-    let n = world.sites.params(lora_rank as usize);
-    let mut params = vec![0.0; n];
-    initialise(&world.sites, lora_rank as usize, [i, 9], &mut params).unwrap();
+    drawn(&world.sites, i, lora_rank)
+}
+
+fn drawn(sites: &SiteList, i: u32, lora_rank: u32) -> Vec<f32> {
+    let mut params = vec![0.0; sites.params(lora_rank as usize)];
+    initialise(sites, lora_rank as usize, [i, 9], &mut params).unwrap();
     let value = |k: u32| (f32::from(u16::try_from(draw(i, k, 2001)).unwrap()) - 1000.0) * 1e-4;
     for (k, p) in (0..).zip(&mut params) {
         if p.to_bits() == 0 {
@@ -27,6 +30,20 @@ pub(crate) fn adapter(world: &World, i: u32, lora_rank: u32) -> Vec<f32> {
         }
     }
     params
+}
+
+/// The adapter of user `i`: all targets, or some; one user's in the upper block alone, as an import may be.
+fn own(world: &World, i: u32, lora_rank: u32) -> Own {
+    let lora = AdapterSpec {
+        targets: sets(&world.targets)[i as usize % 4].clone(),
+        ..lora(world, lora_rank)
+    };
+    let mut sites = SiteList::of_base(world.base.spec(), &lora.targets).unwrap();
+    if i == 6 {
+        let upper = sites.entries().iter().map(|e| e.spec).filter(|s| s.layer == 1).collect();
+        sites = SiteList::new(upper).unwrap();
+    }
+    Own { params: drawn(&sites, i, lora_rank), lora, sites }
 }
 
 /// User `i` with a profile before every prompt; every fifth asks the bare base.
@@ -40,7 +57,7 @@ fn asker(world: &World, i: u32) -> Asker {
     };
     Asker {
         user: UserId::new(&format!("asker {i}")),
-        adapter: (i % 5 != 4).then(|| (lora(world, lora_rank), adapter(world, i, lora_rank))),
+        adapter: (i % 5 != 4).then(|| own(world, i, lora_rank)),
         prompts: (0..1 + draw(i, 2, 7)).map(prompt).collect(),
     }
 }
@@ -63,9 +80,8 @@ const NARROW: Batching = Batching { rows: 40, cache_rows: 90, slots: 1, threads:
 
 fn probabilities(world: &World, askers: &[Asker], b: Batching) -> Vec<Vec<Vec<f32>>> {
     let rules = PackRules { share_prefixes: b.share_prefixes, ..RULES };
-    let shelf = Some((&world.sites, b.slots, MAX_LORA_RANK));
     // No cache is needed to score.
-    let mut oracle = Oracle::new(&world.net, (b.rows, 0), shelf, rules).unwrap();
+    let mut oracle = Oracle::new(&world.net, (b.rows, 0), b.slots, rules).unwrap();
     oracle.label_probabilities(askers, &LABELS).unwrap()
 }
 
@@ -73,8 +89,7 @@ fn ask(world: &World, askers: &[Asker], b: Batching) -> BTreeMap<UserId, Answers
     threads(b.threads).install(|| {
         let scores = probabilities(world, askers, b);
         let rules = PackRules { share_prefixes: b.share_prefixes, ..RULES };
-        let shelf = Some((&world.sites, b.slots, MAX_LORA_RANK));
-        let mut oracle = Oracle::new(&world.net, (b.rows, b.cache_rows), shelf, rules).unwrap();
+        let mut oracle = Oracle::new(&world.net, (b.rows, b.cache_rows), b.slots, rules).unwrap();
         let greedy = oracle.generate(askers, &GREEDY, &[2]).unwrap();
         let sampled = oracle.generate(askers, &SAMPLED, &[2, 7, 30]).unwrap();
         let bits = |p: &Vec<f32>| p.iter().map(|x| x.to_bits()).collect();

@@ -1,6 +1,6 @@
-//! Users made of counter-based random numbers: ragged histories, mixed LoRA ranks, profiles to share or not.
+//! Users made of counter-based random numbers: ragged histories, mixed LoRA ranks and targets, profiles to share or not.
 
-use crate::world::World;
+use crate::world::{World, sets};
 use kernels::random::philox;
 use trainer::config::{EarlyStop, Recipe, ScheduleKind};
 use trainer::ids::UserId;
@@ -83,7 +83,10 @@ fn name(i: u32) -> String {
 /// User `i`; user 0 is A, whose micro-batches take several chunks.
 pub(crate) fn job(world: &World, i: u32) -> Job {
     let (count, profile) = if i == 0 { (9, 11) } else { (1 + draw(i, 0, 6), draw(i, 1, 15)) };
-    let lora = lora(world, [4, 1, 8, 2, 3][i as usize % 5]);
+    let mut lora = lora(world, [4, 1, 8, 2, 3][i as usize % 5]);
+    if i % 4 == 2 {
+        lora.targets = sets(&world.targets)[1 + i as usize / 4 % 3].clone();
+    }
     let mut recipe = recipe(&lora);
     recipe.early_stop.enabled = i % 7 == 3;
     recipe.batch_size = if i.is_multiple_of(4) { 8 } else { 4 };

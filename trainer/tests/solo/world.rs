@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use trainer::ids::{UserId, UserKey};
-use trainer::lora::{SiteList, Target};
+use trainer::lora::{SiteList, SiteLists, Target};
 use trainer::model::activations::StepSize;
 use trainer::model::cache::MappedBase;
 use trainer::model::network::Network;
@@ -28,14 +28,17 @@ pub(crate) const EVERYBODY: u32 = 64;
 pub(crate) struct World {
     pub(crate) base: MappedBase,
     pub(crate) targets: Vec<Target>,
+    /// Sites of everything adapted.
     pub(crate) sites: SiteList,
+    /// Those, and those of fewer targets.
+    pub(crate) lists: SiteLists,
     pub(crate) net: Network<Cpu>,
     /// Folder of the base's own files and, beside it, of the prepared ones.
     pub(crate) folder: tempfile::TempDir,
 }
 
 impl World {
-    /// A golden base with every product adapted.
+    /// A golden base with every product adapted, by some users fewer.
     pub(crate) fn open(name: &'static str) -> Self {
         let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
         let folder = tempfile::tempdir().unwrap();
@@ -54,13 +57,15 @@ impl World {
         };
         let targets = Target::parse_all(names).unwrap();
         let sites = SiteList::of_base(base.spec(), &targets).unwrap();
-        let net = network(&base, &sites);
-        Self { base, targets, sites, net, folder }
+        let net = network(&base);
+        let lists = SiteLists::of_targets(base.spec(), sets(&targets).iter().map(Vec::as_slice));
+        Self { lists: lists.unwrap(), base, targets, sites, net, folder }
     }
 
     pub(crate) fn engine(&self, c: &Composition) -> Engine<'_, Cpu> {
         let size = StepSize { rows: c.rows, stored_blocks: c.stored_blocks, backward: true };
-        Engine::new(&self.net, &self.sites, size, (c.slots, MAX_LORA_RANK)).unwrap()
+        let most = self.sites.params(MAX_LORA_RANK);
+        Engine::new(&self.net, &self.lists, size, (c.slots, most)).unwrap()
     }
 
     /// The rank's part of the individual stage.
@@ -151,7 +156,7 @@ impl World {
     fn commit<'a>(&'a self, outcome: &'a Outcome, provenance: &'a Provenance) -> Commit<'a> {
         let (user, outcome) = match outcome {
             Outcome::Trained { user, lora, params, .. } => {
-                let sites = &self.sites;
+                let (_, sites) = self.lists.find(&lora.targets).unwrap();
                 (user, Committed::Adapter(AdapterRef { spec: lora, sites, params, provenance }))
             }
             Outcome::Quarantined { user, reason, .. } => (user, Committed::Quarantined { reason }),
@@ -160,8 +165,14 @@ impl World {
     }
 }
 
-pub(crate) fn network(base: &MappedBase, sites: &SiteList) -> Network<Cpu> {
-    Network::new(Cpu, base, &sites.by_layer(base.spec().layers), 64).unwrap()
+pub(crate) fn network(base: &MappedBase) -> Network<Cpu> {
+    Network::new(Cpu, base, 64).unwrap()
+}
+
+/// Sets of targets that users have: all, and some parts, one of them above attention alone.
+pub(crate) fn sets(all: &[Target]) -> Vec<Vec<Target>> {
+    let part = |keep: &[usize]| keep.iter().filter_map(|&i| all.get(i).copied()).collect();
+    vec![all.to_vec(), part(&[0, 2]), part(&[all.len() - 1]), part(&[1, 3])]
 }
 
 pub(crate) fn threads(n: usize) -> rayon::ThreadPool {

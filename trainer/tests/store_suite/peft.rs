@@ -54,7 +54,7 @@ fn exported(
     let folder = out.join(&list[0].folder);
     let config = serde_json::from_slice(&std::fs::read(folder.join(CONFIG)).unwrap()).unwrap();
     assert_eq!(std::fs::read(folder.join(WEIGHTS)).unwrap(), store.payload(&user.key()).unwrap());
-    (temporary, folder, config, Imported { spec, sites, params })
+    (temporary, folder, config, Imported { spec, sites, params, base_hash: None })
 }
 
 #[test]
@@ -364,6 +364,7 @@ fn for_the_script() {
         let list =
             export(&Store::open(&store).unwrap(), None, &root.join(family), &options).unwrap();
         let read = import(&root.join(family).join(&list[0].folder), &tiny(family)).unwrap();
-        assert_eq!(read, Imported { spec, sites, params });
+        let base_hash = Some(provenance.base_hash.clone());
+        assert_eq!(read, Imported { spec, sites, params, base_hash });
     }
 }

@@ -1,6 +1,6 @@
 //! A PEFT folder to a recipe and a flat parameter vector.
 
-use super::super::adapter::{MAX_HEADER, Tensor, parse};
+use super::super::adapter::{BASE_KEY, File, MAX_HEADER, Tensor, parse};
 use super::super::error::{Error, Result};
 use super::super::fs::{Fs, RealFs};
 use super::{CONFIG_FILE, WEIGHTS_FILE, config};
@@ -20,6 +20,8 @@ pub struct Imported {
     pub sites: SiteList,
     /// The flat parameter vector, f32.
     pub params: Vec<f32>,
+    /// Hash of the base it was trained on, where the file says so: ours do, PEFT's do not.
+    pub base_hash: Option<String>,
 }
 
 /// Reads a PEFT folder for a base that can adapt `available` (all products of all its layers). F16 and BF16 are widened.
@@ -55,7 +57,8 @@ pub fn import(folder: &Path, available: &[SiteSpec]) -> Result<Imported> {
     }
     let bytes = RealFs.read(&path).map_err(Error::io(&path))?;
     let mut found = BTreeMap::new();
-    for (name, tensor) in parse(&bytes, &path)?.tensors {
+    let File { metadata, tensors } = parse(&bytes, &path)?;
+    for (name, tensor) in tensors {
         let place = SiteSpec::parse_peft_key(&name).map_err(|e| refused(e.to_string()))?;
         if found.insert(place, tensor).is_some() {
             return Err(refused(format!(
@@ -69,7 +72,7 @@ pub fn import(folder: &Path, available: &[SiteSpec]) -> Result<Imported> {
             return Err(Error::NotFinite { tensor: site.peft_key(half) });
         }
     }
-    Ok(Imported { spec, sites, params })
+    Ok(Imported { spec, sites, params, base_hash: metadata.get(BASE_KEY).cloned() })
 }
 
 /// Puts the tensors in the order of the flat vector: each once, none left.
