@@ -3,21 +3,23 @@
 use crate::cli::RunArgs;
 use crate::env::Env;
 use crate::exit::Fails;
+use crate::shown::{Everybody, Shown};
 use anyhow::Context;
 use kernels::Cpu;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 use trainer::comm::Communicator;
-use trainer::config::{Config, Document, PredictMode, Recipe, Text, read_layers};
-use trainer::data::{Dataset, Index, OnBad, UserRecord};
-use trainer::ids::UserId;
+use trainer::config::{Config, Document, PredictMode, ProfileSource, Recipe, Text, read_layers};
+use trainer::data::{Dataset, Index, Item, OnBad, UserRecord};
+use trainer::ids::{UserId, UserKey};
 use trainer::lora::{AdapterSpec, SiteLists, Target};
 use trainer::model::cache::MappedBase;
 use trainer::model::spec::BaseSpec;
 use trainer::model::tokenizer::Tokenizer;
-use trainer::prompt::{Ablation, Builder, Example, Query, Task, Template};
-use trainer::retrieval::Retrieval;
+use trainer::prompt::{Builder, Example, PromptError, Query, Task, Template};
+use trainer::retrieval::{Pool, Retrieval};
 use trainer::stage::individual::PackRules;
 use trainer::store::Manifest;
 
@@ -37,6 +39,10 @@ pub(crate) struct Session {
     pub(crate) task: Task,
     pub(crate) rules: PackRules,
     retrieval: Retrieval,
+    /// The number of every user a pool may draw from; empty if none is needed.
+    numbers: BTreeMap<UserKey, usize>,
+    /// The texts the base wrote about users, once it has.
+    pub(crate) profiles: OnceLock<BTreeMap<UserKey, String>>,
     /// Sites of the personal adapters, for every list of targets that some user has.
     pub(crate) lists: SiteLists,
     /// The adapter of each of the config's recipes: the common one, then the overrides'.
@@ -98,10 +104,24 @@ impl Session {
             return Err(nobody(&config, data.index())).input(data_hint);
         }
         let retrieval = crate::shown::retrieval(&config)?;
+        let numbers =
+            if retrieval.needs_pool() { Everybody::numbers(&data) } else { BTreeMap::new() };
         comm.barrier()?;
         let folder = config.run.out_dir.clone();
-        let session =
-            Self { folder, base, tokenizer, data, task, rules, retrieval, lists, adapters, config };
+        let session = Self {
+            folder,
+            base,
+            tokenizer,
+            data,
+            task,
+            rules,
+            retrieval,
+            numbers,
+            profiles: OnceLock::new(),
+            lists,
+            adapters,
+            config,
+        };
         if session.config.data.strict {
             session.refuse_unusable().input("data.strict = false puts such users aside")?;
         }
@@ -113,7 +133,7 @@ impl Session {
         for record in self.data.users() {
             let record = record?;
             let reason = match self.examples(&record) {
-                Ok(_) => self.queries(&record).1.into_iter().next(),
+                Ok(_) => self.queries(&record, Shown::ALL).1.into_iter().next(),
                 Err(reason) => Some(reason),
             };
             if let Some(reason) = reason {
@@ -127,17 +147,41 @@ impl Session {
         self.data.index()
     }
 
-    pub(crate) fn builder(&self) -> Builder<'_> {
-        let prompt = &self.config.prompt;
-        Builder {
+    /// Does some work with the builder of prompts that show what `shown` says.
+    pub(crate) fn prompts<T>(&self, shown: Shown, work: impl FnOnce(&Builder<'_>) -> T) -> T {
+        let retrieval = if shown.items { self.retrieval } else { Retrieval::NONE };
+        let ablation = crate::shown::ablation(&self.config);
+        let everybody = Everybody { data: &self.data, numbers: &self.numbers };
+        let document = |item: &Item| self.task.document(item, ablation).unwrap_or_default();
+        let pool = retrieval.needs_pool().then(|| Pool::new(&everybody, &document));
+        work(&Builder {
             task: &self.task,
             tokenizer: &self.tokenizer,
-            retrieval: self.retrieval,
-            pool: None,
-            ablation: Ablation::Both,
+            retrieval,
+            pool: pool.as_ref(),
+            ablation,
             seed: self.config.run.seed,
-            max_len: prompt.max_length,
+            max_len: self.config.prompt.max_length,
+        })
+    }
+
+    /// The text about a user, where the config wants one and there is one.
+    pub(crate) fn profile<'r>(&'r self, record: &'r UserRecord) -> Option<&'r str> {
+        match self.config.profile.source {
+            ProfileSource::None => None,
+            ProfileSource::File => record.profile.as_deref(),
+            ProfileSource::Generate => {
+                self.profiles.get()?.get(&record.id.key()).map(String::as_str)
+            }
         }
+    }
+
+    /// A population user's training examples, each whole or with the reason why not.
+    pub(crate) fn population_examples(
+        &self,
+        record: &UserRecord,
+    ) -> Vec<Result<Example, PromptError>> {
+        self.prompts(Shown::ALL, |b| b.query_examples(record, self.profile(record)))
     }
 
     /// The adapter of one user.
@@ -158,7 +202,8 @@ impl Session {
 
     /// A user's training examples; the reason when none is usable or one is not.
     pub(crate) fn examples(&self, record: &UserRecord) -> Result<Vec<Example>, String> {
-        let examples = self.builder().history_examples(record, None);
+        let examples =
+            self.prompts(Shown::ALL, |b| b.history_examples(record, self.profile(record)));
         let all: Result<Vec<Example>, _> = examples.into_iter().collect();
         match all {
             Ok(examples) if examples.is_empty() => Err("its history is empty".to_owned()),
@@ -168,14 +213,15 @@ impl Session {
     }
 
     /// A user's usable queries; unusable ones are left out and said.
-    pub(crate) fn queries(&self, record: &UserRecord) -> (Vec<Query>, Vec<String>) {
+    pub(crate) fn queries(&self, record: &UserRecord, shown: Shown) -> (Vec<Query>, Vec<String>) {
         // A label is scored after the prompt; only written answers need room.
         let reserve = match self.config.predict.mode {
             PredictMode::Label => 1,
             PredictMode::Generate => self.max_new_tokens(),
         };
         let (mut good, mut bad) = (Vec::new(), Vec::new());
-        for query in self.builder().queries(record, None, reserve) {
+        let profile = self.profile(record).filter(|_| shown.profile);
+        for query in self.prompts(shown, |b| b.queries(record, profile, reserve)) {
             match query {
                 Ok(query) => good.push(query),
                 Err(e) => bad.push(e.to_string()),

@@ -3,7 +3,7 @@
 use crate::exit::Fails;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
-use trainer::config::{AblationKind, Arm, Config, OrderKind, ProfileSource, RetrieverKind};
+use trainer::config::{AblationKind, Arm, Config, OrderKind, RetrieverKind};
 use trainer::data::{DataError, Dataset, Index, Item, LampTask};
 use trainer::ids::UserKey;
 use trainer::prompt::Ablation;
@@ -94,23 +94,20 @@ pub(crate) fn ablation(config: &Config) -> Ablation {
     }
 }
 
-/// Whether prompts carry a text about the user.
-pub(crate) fn has_profiles(config: &Config) -> bool {
-    config.profile.source != ProfileSource::None
-}
-
 /// All users of a data set, personal ones first, as the study draws over train and dev.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Everybody<'a> {
-    data: &'a Dataset,
-    numbers: BTreeMap<UserKey, usize>,
+    pub(crate) data: &'a Dataset,
+    /// [`Everybody::numbers`] of the data.
+    pub(crate) numbers: &'a BTreeMap<UserKey, usize>,
 }
 
-impl<'a> Everybody<'a> {
-    pub(crate) fn new(data: &'a Dataset) -> Self {
+impl Everybody<'_> {
+    /// The number of every user.
+    pub(crate) fn numbers(data: &Dataset) -> BTreeMap<UserKey, usize> {
         let Index { personal, population, .. } = data.index();
         let keys = personal.iter().chain(population).map(|user| user.key);
-        Self { data, numbers: keys.enumerate().map(|(number, key)| (key, number)).collect() }
+        keys.enumerate().map(|(number, key)| (key, number)).collect()
     }
 }
 

@@ -85,7 +85,7 @@ fn examples(run: &Run<'_>) -> anyhow::Result<Vec<Example>> {
         (run.session, run.session.config.data.population_examples.unwrap_or(usize::MAX));
     let (mut examples, mut bad) = (Vec::new(), 0usize);
     for record in session.data.population() {
-        for example in session.builder().query_examples(&record?, None) {
+        for example in session.population_examples(&record?) {
             match example {
                 Ok(example) if examples.len() < limit => examples.push(example),
                 Ok(_) => break,

@@ -2,6 +2,8 @@
 
 use super::Run;
 use crate::exit::Fails;
+use crate::session::Session;
+use crate::shown::Shown;
 use crate::watch::Progress;
 use anyhow::Context;
 use kernels::Cpu;
@@ -13,7 +15,7 @@ use trainer::config::{Arm, PredictMode};
 use trainer::eval::Prediction;
 use trainer::ids::UserKey;
 use trainer::model::cache::MappedBase;
-use trainer::prompt::{LabelTokens, Query};
+use trainer::prompt::{Branch, LabelSequences, Query};
 use trainer::report::{Event, Stage};
 use trainer::shard::plan;
 use trainer::stage::individual::End;
@@ -76,7 +78,7 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
                 // Put aside: this user has no personal answers.
                 Some(_) => continue,
             };
-            let (good, bad) = session.queries(&record);
+            let (good, bad) = session.queries(&record, Shown::to(arm));
             bad.iter()
                 .for_each(|reason| crate::watch::say(&format!("user {}: {reason}", record.id)));
             askers.push(Asker { user: record.id, adapter, prompts: answerer.prompts(&good) });
@@ -170,11 +172,38 @@ fn gather(run: &Run<'_>, path: &std::path::Path, lines: &[String]) -> anyhow::Re
     Ok(())
 }
 
+/// The task's labels and where they part.
+struct Labels {
+    names: Vec<String>,
+    sequences: LabelSequences,
+    branches: Vec<Branch>,
+}
+
+impl Labels {
+    fn new(session: &Session) -> anyhow::Result<Self> {
+        let hint = "set predict.mode = \"generate\" for a task without labels";
+        let sequences = session.task.label_sequences(&session.tokenizer).input(hint)?;
+        let names = session.task.labels().map(<[String]>::to_vec);
+        let (sequences, names) = sequences
+            .zip(names)
+            .context("predict.mode is \"label\", but the template has no labels")
+            .input(hint)?;
+        let branches = sequences.branches();
+        Ok(Self { names, sequences, branches })
+    }
+
+    /// Rows of a question's branches besides its own.
+    fn rows(&self) -> usize {
+        let shared = self.sequences.shared.len();
+        self.branches.iter().map(|branch| shared + branch.prefix.len() + 1).sum()
+    }
+}
+
 /// What asks the network.
 struct Answerer<'a> {
     run: &'a Run<'a>,
     oracle: Oracle<'a, Cpu>,
-    labels: Option<(LabelTokens, Vec<String>)>,
+    labels: Option<Labels>,
     sampling: Sampling,
 }
 
@@ -188,17 +217,7 @@ impl<'a> Answerer<'a> {
         let predict = &session.config.predict;
         let labels = match predict.mode {
             PredictMode::Generate => None,
-            PredictMode::Label => {
-                let hint = "set predict.mode = \"generate\" for a task without labels";
-                let tokens = session.task.label_tokens(&session.tokenizer).input(hint)?;
-                let names = session.task.labels().map(<[String]>::to_vec);
-                Some(
-                    tokens
-                        .zip(names)
-                        .context("predict.mode is \"label\", but the template has no labels")
-                        .input(hint)?,
-                )
-            }
+            PredictMode::Label => Some(Labels::new(session)?),
         };
         #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
         let sampling = Sampling {
@@ -208,7 +227,8 @@ impl<'a> Answerer<'a> {
             max_new_tokens: u32::try_from(session.max_new_tokens())?,
             seed: session.config.run.seed,
         };
-        let rows = PACK_ROWS.max(session.rules.chunk_rows);
+        let rows =
+            PACK_ROWS.max(session.rules.chunk_rows) + labels.as_ref().map_or(0, Labels::rows);
         let cache = if labels.is_some() {
             0
         } else {
@@ -223,10 +243,16 @@ impl<'a> Answerer<'a> {
         })
     }
 
-    /// Prompts of queries: with labels, what all labels begin with is read along.
+    /// Prompts of queries: with labels one for each branch, with the tokens that lead to it.
     fn prompts(&self, queries: &[Query]) -> Vec<Vec<u32>> {
-        let shared = self.labels.as_ref().map_or(&[][..], |(tokens, _)| &tokens.shared);
-        queries.iter().map(|q| q.tokens.iter().chain(shared).copied().collect()).collect()
+        let Some(labels) = &self.labels else {
+            return queries.iter().map(|query| query.tokens.clone()).collect();
+        };
+        let asked = queries.iter().flat_map(|q| labels.branches.iter().map(move |b| (q, b)));
+        let prompt = |(q, b): (&Query, &Branch)| {
+            q.tokens.iter().chain(&labels.sequences.shared).chain(&b.prefix).copied().collect()
+        };
+        asked.map(prompt).collect()
     }
 
     fn answer(
@@ -244,13 +270,16 @@ impl<'a> Answerer<'a> {
             expected: None,
         };
         let each = || askers.iter().zip(queries).flat_map(|(a, qs)| qs.iter().map(move |q| (a, q)));
-        if let Some((tokens, names)) = &self.labels {
-            let probabilities = self.oracle.label_probabilities(askers, &tokens.ids)?;
-            for ((asker, query), probs) in each().zip(probabilities.into_iter().flatten()) {
-                let expected = expected(names, &probs);
+        if let Some(labels) = &self.labels {
+            let branches: Vec<&[u32]> = labels.branches.iter().map(|b| &b.tokens[..]).collect();
+            let given = self.oracle.branch_probabilities(askers, &branches)?;
+            let given = given.iter().flat_map(|user| user.chunks(branches.len()));
+            for ((asker, query), given) in each().zip(given) {
+                let probs = labels.sequences.probabilities(given);
+                let expected = expected(&labels.names, &probs);
                 let mut p =
                     Prediction { label_probs: Some(probs), expected, ..prediction(asker, query) };
-                p.text = p.answer(names).map_err(anyhow::Error::msg)?.to_owned();
+                p.text = p.answer(&labels.names).map_err(anyhow::Error::msg)?.to_owned();
                 out.push(p);
             }
             return Ok(out);
@@ -258,7 +287,12 @@ impl<'a> Answerer<'a> {
         let tokenizer = &self.run.session.tokenizer;
         let answers = self.oracle.generate(askers, &self.sampling, tokenizer.eos())?;
         for ((asker, query), ids) in each().zip(answers.iter().flatten()) {
-            let text = tokenizer.decode(ids, true)?.trim().to_owned();
+            let text = tokenizer.decode(ids, true)?;
+            let text = if self.run.session.config.predict.first_line {
+                text.trim().lines().next().unwrap_or("").trim().to_owned()
+            } else {
+                text.trim().to_owned()
+            };
             out.push(Prediction { text, ..prediction(asker, query) });
         }
         Ok(out)

@@ -316,6 +316,7 @@ const PREDICT: &[Key] = &[
     key("temperature", Kind::Float(0.0, 100.0), Is("0.0"), Result, "0 is greedy"),
     key("top_k", Kind::Int(0, 1 << 24), Is("0"), Result, "best tokens kept; 0 is all"),
     key("top_p", Kind::Float(1e-6, 1.0), Is("1.0"), Result, "probability mass kept"),
+    key("first_line", Kind::Bool, Is("false"), Result, "of a written answer the first line counts"),
     key("batch_queries", Kind::Int(1, 1 << 20), Is("64"), Placement, "queries decoded at once"),
 ];
 

@@ -379,6 +379,8 @@ pub struct Predict {
     pub top_k: usize,
     /// Probability mass kept.
     pub top_p: f64,
+    /// Of a written answer the first line counts.
+    pub first_line: bool,
     /// Queries decoded at once.
     pub batch_queries: usize,
 }

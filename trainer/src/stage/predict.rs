@@ -160,23 +160,27 @@ impl<'a, B: Ops> Oracle<'a, B> {
         Ok(Self { net, predictor, shelf, rules, packer: Packer::new(rules.share_prefixes) })
     }
 
-    /// Probabilities of `labels` (ids of their first tokens, softmax over these alone) as the next token of
-    /// each prompt: `out[asker][prompt][label]`.
+    /// Probabilities of what may come next after each prompt: `out[asker][prompt][i]` for token `i` of the
+    /// prompt's branch, softmax over the branch's tokens alone.
+    ///
+    /// The prompts come in runs of `branches.len()`, one for each branch in their order: with one branch they
+    /// are questions, with more a question is asked once for each (see `prompt::LabelSequences`). A run is packed
+    /// as one, so what its prompts share is computed once.
     ///
     /// # Errors
     /// A prompt too long for a pack, or an adapter that does not fit.
-    pub fn label_probabilities(
+    pub fn branch_probabilities(
         &mut self,
         askers: &[Asker],
-        labels: &[u32],
+        branches: &[&[u32]],
     ) -> Result<Vec<Vec<Vec<f32>>>> {
         let mut out: Vec<Vec<Vec<f32>>> =
             askers.iter().map(|a| vec![Vec::new(); a.prompts.len()]).collect();
-        self.for_each_pack(askers, 0, &mut |oracle, placed| {
+        self.for_each_pack(askers, (0, branches.len()), &mut |oracle, placed| {
             let rows = output_owners(&oracle.packer, placed);
             let mut keep = |row: usize, logits: &[f32]| {
                 let (asker, prompt) = rows[row];
-                out[asker][prompt] = softmax_of(logits, labels);
+                out[asker][prompt] = softmax_of(logits, branches[prompt % branches.len()]);
             };
             Ok(oracle.predictor.prefill(
                 oracle.net,
@@ -202,55 +206,69 @@ impl<'a, B: Ops> Oracle<'a, B> {
         let mut out: Vec<Vec<Vec<u32>>> =
             askers.iter().map(|a| vec![Vec::new(); a.prompts.len()]).collect();
         let room = self.net.max_positions();
-        self.for_each_pack(askers, sampling.max_new_tokens as usize, &mut |oracle, placed| {
-            let owners = output_owners(&oracle.packer, placed);
-            let (mut live, to_cache) = oracle.place(placed, askers, sampling)?;
-            let mut batch = Batch::default();
-            let mut take = |sequences: &mut [Generation], row: usize, logits: &[f32]| {
-                let (asker, prompt) = owners[sequences[row].output];
-                let text = &mut out[asker][prompt];
-                let key = askers[asker].user.key().random_key(sampling.seed);
-                let counter = (
-                    u32::try_from(prompt).unwrap_or(u32::MAX),
-                    u32::try_from(text.len()).unwrap_or(u32::MAX),
-                );
-                let token = next_token(logits, sampling, key, counter);
-                let s = &mut sequences[row];
-                s.done = eos.contains(&token);
-                if !s.done {
-                    text.push(token);
-                    s.token = token;
-                    s.done = text.len() >= sampling.max_new_tokens as usize || s.position >= room;
+        self.for_each_pack(
+            askers,
+            (sampling.max_new_tokens as usize, 1),
+            &mut |oracle, placed| {
+                let owners = output_owners(&oracle.packer, placed);
+                let (mut live, to_cache) = oracle.place(placed, askers, sampling)?;
+                let mut batch = Batch::default();
+                let mut take = |sequences: &mut [Generation], row: usize, logits: &[f32]| {
+                    let (asker, prompt) = owners[sequences[row].output];
+                    let text = &mut out[asker][prompt];
+                    let key = askers[asker].user.key().random_key(sampling.seed);
+                    let counter = (
+                        u32::try_from(prompt).unwrap_or(u32::MAX),
+                        u32::try_from(text.len()).unwrap_or(u32::MAX),
+                    );
+                    let token = next_token(logits, sampling, key, counter);
+                    let s = &mut sequences[row];
+                    s.done = eos.contains(&token);
+                    if !s.done {
+                        text.push(token);
+                        s.token = token;
+                        s.done =
+                            text.len() >= sampling.max_new_tokens as usize || s.position >= room;
+                    }
+                };
+                let adapters = oracle.shelf.adapters();
+                let (net, predictor) = (oracle.net, &mut oracle.predictor);
+                predictor.prefill(
+                    net,
+                    (oracle.packer.batch(), &to_cache),
+                    adapters,
+                    &mut |row, l| take(&mut live, row, l),
+                )?;
+                loop {
+                    live.retain(|s| !s.done);
+                    if live.is_empty() {
+                        return Ok(());
+                    }
+                    let rows = decode_batch(&mut live, &mut batch);
+                    predictor.decode(net, (&batch, &rows), adapters, &mut |row, l| {
+                        take(&mut live, row, l)
+                    })?;
                 }
-            };
-            let adapters = oracle.shelf.adapters();
-            let (net, predictor) = (oracle.net, &mut oracle.predictor);
-            predictor.prefill(
-                net,
-                (oracle.packer.batch(), &to_cache),
-                adapters,
-                &mut |row, l| take(&mut live, row, l),
-            )?;
-            loop {
-                live.retain(|s| !s.done);
-                if live.is_empty() {
-                    return Ok(());
-                }
-                let rows = decode_batch(&mut live, &mut batch);
-                predictor.decode(net, (&batch, &rows), adapters, &mut |row, l| {
-                    take(&mut live, row, l)
-                })?;
-            }
-        })?;
+            },
+        )?;
         Ok(out)
     }
 
+    /// The runs of pieces that are packed as one and may share a prefix.
+    fn chunks(&self, pieces: &[Piece<'_>], together: usize) -> Vec<Range<usize>> {
+        if together < 2 || !self.rules.share_prefixes {
+            return chunks(pieces, self.rules.chunk_rows, self.rules.share_prefixes);
+        }
+        let ends = |start| start..pieces.len().min(start + together);
+        (0..pieces.len()).step_by(together).map(ends).collect()
+    }
+
     /// Packs the askers' prompts in order and calls `run` on each full pack; `answer` cache rows are kept
-    /// for each prompt.
+    /// for each prompt, and `together` prompts that follow one another are packed as one.
     fn for_each_pack(
         &mut self,
         askers: &[Asker],
-        answer: usize,
+        (answer, together): (usize, usize),
         run: &mut dyn FnMut(&mut Self, &[Placed]) -> Result<()>,
     ) -> Result<()> {
         let (mut placed, mut prompts): (Vec<Placed>, usize) = (Vec::new(), 0);
@@ -259,7 +277,7 @@ impl<'a, B: Ops> Oracle<'a, B> {
         for (index, asker) in askers.iter().enumerate() {
             let pieces: Vec<Piece<'_>> = asker.prompts.iter().map(|p| Piece::prompt(p)).collect();
             let mut adapter: Option<Shelved> = None;
-            for chunk in chunks(&pieces, self.rules.chunk_rows, self.rules.share_prefixes) {
+            for chunk in self.chunks(&pieces, together) {
                 let pieces = &pieces[chunk.clone()];
                 let rows = rows_of(pieces, self.rules.share_prefixes);
                 let no_slot = adapter.is_none() && asker.adapter.is_some() && self.shelf.is_full();

@@ -82,7 +82,7 @@ fn probabilities(world: &World, askers: &[Asker], b: Batching) -> Vec<Vec<Vec<f3
     let rules = PackRules { share_prefixes: b.share_prefixes, ..RULES };
     // No cache is needed to score.
     let mut oracle = Oracle::new(&world.net, (b.rows, 0), b.slots, rules).unwrap();
-    oracle.label_probabilities(askers, &LABELS).unwrap()
+    oracle.branch_probabilities(askers, &[&LABELS]).unwrap()
 }
 
 fn ask(world: &World, askers: &[Asker], b: Batching) -> BTreeMap<UserId, Answers> {
