@@ -50,7 +50,8 @@ impl Workload {
         let targets = Target::parse_all(names)?;
         let sites = SiteList::of_base(base.spec(), &targets)?;
         let threads = rayon::current_num_threads();
-        let task = Task::new(Template::builtin("rating").context("the template `rating` is shipped")?)?;
+        let task =
+            Task::new(Template::builtin("rating").context("the template `rating` is shipped")?)?;
         Ok(Self {
             base,
             tokenizer,
