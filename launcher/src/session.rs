@@ -314,7 +314,7 @@ fn template(config: &Config) -> anyhow::Result<Template> {
         .with_context(|| {
             format!("prompt.template: {name:?} is neither a builtin template nor a readable file")
         })
-        .input("builtin templates: rating")?;
+        .input("trainer/templates has the builtin ones: rating, oppu/movie_tag, lamp/headline, study/rating …")?;
     toml::from_str(&text)
         .with_context(|| format!("template {name}"))
         .input("docs/guides/data.md has the template's fields")
