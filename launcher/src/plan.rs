@@ -131,7 +131,7 @@ fn count(session: &Session) -> anyhow::Result<Work> {
     for record in session.data.users() {
         let record = record?;
         let recipe = session.config.individual.training_of(&record.id);
-        let Ok(examples) = session.examples(&record) else {
+        let Ok((examples, _)) = session.examples(&record) else {
             work.unusable += 1;
             continue;
         };

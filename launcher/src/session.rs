@@ -133,7 +133,10 @@ impl Session {
         for record in self.data.users() {
             let record = record?;
             let reason = match self.examples(&record) {
-                Ok(_) => self.queries(&record, Shown::ALL).1.into_iter().next(),
+                Ok((_, left_out)) => {
+                    let unusable = self.queries(&record, Shown::ALL).1;
+                    left_out.into_iter().chain(unusable).next()
+                }
                 Err(reason) => Some(reason),
             };
             if let Some(reason) = reason {
@@ -200,15 +203,25 @@ impl Session {
         self.adapters.iter().filter_map(params).max().unwrap_or(0)
     }
 
-    /// A user's training examples; the reason when none is usable or one is not.
-    pub(crate) fn examples(&self, record: &UserRecord) -> Result<Vec<Example>, String> {
+    /// A user's training examples, and why items were left out; the reason when none is usable or one is too long.
+    pub(crate) fn examples(
+        &self,
+        record: &UserRecord,
+    ) -> Result<(Vec<Example>, Vec<String>), String> {
         let examples =
             self.prompts(Shown::ALL, |b| b.history_examples(record, self.profile(record)));
-        let all: Result<Vec<Example>, _> = examples.into_iter().collect();
-        match all {
-            Ok(examples) if examples.is_empty() => Err("its history is empty".to_owned()),
-            Ok(examples) => Ok(examples),
-            Err(e) => Err(e.to_string()),
+        let (mut good, mut left_out) = (Vec::new(), Vec::new());
+        for example in examples {
+            match example {
+                Ok(example) => good.push(example),
+                Err(e) if e.is_of_item() => left_out.push(e.to_string()),
+                Err(e) => return Err(e.to_string()),
+            }
+        }
+        match (good.is_empty(), left_out.first()) {
+            (false, _) => Ok((good, left_out)),
+            (true, None) => Err("its history is empty".to_owned()),
+            (true, Some(first)) => Err(format!("no item is usable; the first: {first}")),
         }
     }
 

@@ -66,6 +66,8 @@ fn keys_and_structs_are_the_same() {
         "data.max_population_items=1",
         "data.max_queries=1",
         "predict.max_new_tokens=1",
+        "profile.items=1",
+        "profile.max_new_tokens=1",
         "prompt.pool_items=1",
         "prompt.retrieval_seed=1",
         "individual.override=[{ users = ['u'] }]",

@@ -7,7 +7,7 @@ use anyhow::Context;
 use std::collections::BTreeSet;
 use trainer::config::Arm as ArmName;
 use trainer::eval::table::render;
-use trainer::eval::{Arm, Bootstrap, Options, Prediction, compare};
+use trainer::eval::{Arm, Bootstrap, LeakArms, Options, Prediction, compare, csv};
 use trainer::store::write_atomic;
 
 /// Reads the predictions of every arm, writes `metrics.json` and prints the table; rank 0 alone.
@@ -42,7 +42,7 @@ fn lead(run: &Run<'_>) -> anyhow::Result<()> {
             "{kept} of {asked} queries are answered by every arm; the others are left out"
         ));
     }
-    let references = [ArmName::Base, ArmName::Population];
+    let references = [ArmName::Base, ArmName::Rag, ArmName::Population];
     let options = Options {
         metrics: config.evaluate.metrics.clone(),
         labels: run.session.task.labels().map(<[String]>::to_vec).unwrap_or_default(),
@@ -56,16 +56,32 @@ fn lead(run: &Run<'_>) -> anyhow::Result<()> {
             confidence: config.evaluate.confidence,
             seed: config.run.seed,
         },
-        ..Options::default()
+        history: run
+            .session
+            .index()
+            .personal
+            .iter()
+            .map(|u| (u.id.clone(), u.num_history))
+            .collect(),
+        leak: leak_arms(&config.run.arms),
     };
     let comparison =
         compare(&arms, &options).input("evaluate.metrics must fit the task's answers")?;
     let json = serde_json::to_string_pretty(&comparison)?;
     write_atomic(&run.path("metrics.json"), json.as_bytes())?;
+    write_atomic(&run.path("metrics.csv"), csv::render(&comparison).as_bytes())?;
     let table = render(&comparison);
     write_atomic(&run.path("table.txt"), table.as_bytes())?;
     print(table.trim_end());
     Ok(())
+}
+
+/// The arms of the leak check, if the run has them: what a gain is over, the gain, and the gain with another's adapter.
+fn leak_arms(arms: &[ArmName]) -> Option<LeakArms> {
+    let has = |arm| arms.contains(&arm);
+    let without = [ArmName::Population, ArmName::Base].into_iter().find(|&arm| has(arm))?;
+    (has(ArmName::Personal) && has(ArmName::Permuted))
+        .then(|| LeakArms { population: without.name().to_owned(), ..LeakArms::default() })
 }
 
 /// Leaves the queries that every arm answers.

@@ -124,7 +124,15 @@ fn job(run: &Run<'_>, index: usize) -> anyhow::Result<Job> {
     let session = run.session;
     let record = session.data.user(index)?;
     let (examples, unusable) = match session.examples(&record) {
-        Ok(examples) => (examples, None),
+        Ok((examples, left_out)) => {
+            if let Some(first) = left_out.first() {
+                let (user, count) = (&record.id, left_out.len());
+                crate::watch::say(&format!(
+                    "user {user}: {count} items left out, the first: {first}"
+                ));
+            }
+            (examples, None)
+        }
         Err(reason) => (Vec::new(), Some(reason)),
     };
     Ok(Job {

@@ -7,6 +7,7 @@ mod evaluate;
 mod individual;
 mod population;
 mod predict;
+mod profiles;
 
 use crate::cli::RunArgs;
 use crate::env::Env;
@@ -123,7 +124,9 @@ fn stages(run: &Run<'_>, until: Until) -> anyhow::Result<Exit> {
         }
         Ok(End::Complete)
     };
-    if ask(&[Arm::Base, Arm::Rag, Arm::Pag], &run.session.base)? == End::Stopped {
+    if profiles::run(run)? == End::Stopped
+        || ask(&[Arm::Base, Arm::Rag, Arm::Pag], &run.session.base)? == End::Stopped
+    {
         return Ok(requeue(run));
     }
     // Arms may do without any training.

@@ -265,10 +265,12 @@ pub enum AblationKind {
 pub struct Profile {
     /// Where it comes from.
     pub source: ProfileSource,
-    /// History items the base sees when it writes one.
-    pub items: usize,
-    /// Tokens written at most.
-    pub max_new_tokens: usize,
+    /// History items the base sees when it writes one; unset is the template's number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub items: Option<usize>,
+    /// Tokens written at most; unset is the template's number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_new_tokens: Option<usize>,
     /// 0 is greedy.
     pub temperature: f64,
     /// Best tokens kept; 0 is all.

@@ -91,21 +91,26 @@ impl Builder<'_> {
         user.queries.iter().map(query).collect()
     }
 
-    /// The tokens that ask the base for this user's profile, with room for the template's
-    /// `profile_request.max_new_tokens`; none for a template without a request.
+    /// The tokens that ask the base for this user's profile, with `items` of the history and room for `reserve`
+    /// tokens (none: the template's numbers); none for a template without a request.
     ///
     /// The items are drawn from the history by seed and user; those drawn last go when there is no room.
     ///
     /// # Errors
     /// A missing field, the tokenizer's; [`PromptError::PromptTooLong`] if not even the bare request fits.
-    pub fn profile_request(&self, user: &UserRecord) -> Result<Option<Vec<u32>>, PromptError> {
+    pub fn profile_request(
+        &self,
+        user: &UserRecord,
+        (items, reserve): (Option<usize>, Option<usize>),
+    ) -> Result<Option<Vec<u32>>, PromptError> {
         let Some(request) = &self.task.template().profile_request else { return Ok(None) };
-        let draw = Retrieval::top(Retriever::Random, request.items, self.seed);
+        let count = items.unwrap_or(request.items);
+        let draw = Retrieval::top(Retriever::Random, count, self.seed);
         let asked = Request::new(user.id.key(), "profile", "");
         let all = History::new(user.history.iter().map(|item| (item, String::new())));
         let drawn = draw.choose(&all, all.len(), &asked, None)?;
         let mut items: Vec<&Item> = drawn.iter().collect();
-        let reserve = usize::try_from(request.max_new_tokens).unwrap_or(usize::MAX);
+        let reserve = reserve.unwrap_or(request.max_new_tokens as usize);
         let room = self.max_len.saturating_sub(reserve);
         loop {
             let Some(text) = self.task.profile_request(&items)? else { return Ok(None) };
@@ -165,7 +170,7 @@ impl Builder<'_> {
         let text = self.task.retrieval_query(target.item, target.purpose)?;
         let request = Request {
             twin: self.task.twin(target.item),
-            output: self.task.template().output_field.as_deref(),
+            output: self.task.lent_field(),
             ..Request::new(user.id.key(), &target.item.id, &text)
         };
         let chosen = self.retrieval.choose(past, target.sees, &request, self.pool)?;

@@ -124,7 +124,7 @@ fn shares_and_profile_items_are_drawn_for_each_user_item_and_seed() {
         let build = Builder { seed, ..builder(&task, Retriever::Recency, 0) };
         let lengths =
             build.history_examples(&user, None).into_iter().map(|e| e.unwrap().prompt_len);
-        (lengths.collect::<Vec<_>>(), build.profile_request(&user).unwrap().unwrap())
+        (lengths.collect::<Vec<_>>(), build.profile_request(&user, (None, None)).unwrap().unwrap())
     };
     let (base, request) = of("u", 1, 0..12);
     assert_eq!((base.clone(), request.clone()), of("u", 1, 0..12));

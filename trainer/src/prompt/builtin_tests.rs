@@ -263,8 +263,8 @@ proptest! {
         for query in build.queries(&record, None, 10) {
             prop_assert!(query.unwrap().tokens.len() <= 2490);
         }
-        let request = build.profile_request(&record).unwrap().unwrap();
+        let request = build.profile_request(&record, (None, None)).unwrap().unwrap();
         prop_assert!(request.len() <= 2200);
-        prop_assert_eq!(Some(request), build.profile_request(&record).unwrap());
+        prop_assert_eq!(Some(request), build.profile_request(&record, (None, None)).unwrap());
     }
 }

@@ -165,6 +165,17 @@ pub enum PromptError {
     Tokenizer(#[source] TokenizeError),
 }
 
+impl PromptError {
+    /// Whether the item lacks what the template needs, so that it can only be left out; otherwise limits or
+    /// settings stand against it.
+    pub fn is_of_item(&self) -> bool {
+        matches!(
+            self,
+            Self::MissingField { .. } | Self::EmptyAnswer { .. } | Self::NotALabel { .. }
+        )
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod testing {
     //! A tokenizer for tests: one id per character; digits and spaces apart, as SmolLM2 has them. Items.

@@ -168,6 +168,11 @@ impl Task {
         Some((field, asked.field(field)?))
     }
 
+    /// The field that mixed retrieval takes of the second item: the output, or all there is to an item.
+    pub fn lent_field(&self) -> Option<&str> {
+        self.template.output_field.as_deref().or(self.template.input_field.as_deref())
+    }
+
     /// An earlier item in a pattern; an output that a query keeps under `gold` is found there.
     pub(super) fn past(&self, pattern: &Pattern, item: &Item) -> Result<String, PromptError> {
         self.filled_past(pattern, item, self.template.max_history_field_words)
