@@ -22,6 +22,7 @@ mod pass;
 mod selection;
 mod shelf;
 mod source;
+mod syntax;
 mod visit;
 
 pub use check::{Report, check};
