@@ -22,7 +22,7 @@ pub fn render(comparison: &Comparison) -> String {
                 let (queries, users) = (row.num_queries, row.num_users);
                 let counts = line.counts.map_or_else(
                     || ",,,".to_owned(),
-                    |c| format!("{},{},{},{}", c.better, c.worse, c.equal, c.sign_test_p),
+                    |c| format!("{},{},{},{:?}", c.better, c.worse, c.equal, c.sign_test_p),
                 );
                 text.push_str(&format!(
                     "{group},{arm},{reference},{metric},{aggregation},{value},{lo},{hi},{confidence},{queries},{users},{counts}\n"
