@@ -90,8 +90,15 @@ fn an_equal_item_is_not_shown_and_the_next_one_is() {
     let task = Task::new(Template::builtin("study/rating").unwrap()).unwrap();
     let mut user = user(3, 1);
     user.queries[0].fields.insert("text".to_owned(), "<2>".to_owned());
-    let queries = builder(&task, Retriever::Recency, 1).queries(&user, None, 8);
-    assert_eq!(numbers(&queries[0].as_ref().unwrap().tokens), [1, 2]);
+    let shown = |retriever| {
+        let queries = builder(&task, retriever, 3).queries(&user, None, 8);
+        let mut numbers = numbers(&queries[0].as_ref().unwrap().tokens);
+        numbers.sort_unstable();
+        numbers
+    };
+    // The question, 2, is in every prompt; the study's BM25 does not show the item that equals it.
+    assert_eq!(shown(Retriever::Bm25Study), [0, 1, 2]);
+    assert_eq!(shown(Retriever::Recency), [0, 1, 2, 2]);
 }
 
 #[test]
@@ -103,6 +110,7 @@ fn profiles_stand_in_front_where_there_is_context() {
         id: UserId::new("u"),
         history: tweets(2).collect(),
         queries: tweets(1).collect(),
+        profile: None,
     };
     let build = builder(&task, Retriever::Recency, 1);
     let example = build.history_examples(&user, Some("P")).pop().unwrap().unwrap();
@@ -120,7 +128,7 @@ fn shares_and_profile_items_are_drawn_for_each_user_item_and_seed() {
     let words = (0..200).map(|n| format!("w{n}")).collect::<Vec<_>>().join(" ");
     let of = |user: &str, seed: u64, ids: std::ops::Range<usize>| {
         let history = ids.map(|i| item(&i.to_string(), &[("text", words.as_str())])).collect();
-        let user = UserRecord { id: UserId::new(user), history, queries: vec![] };
+        let user = UserRecord { id: UserId::new(user), history, queries: vec![], profile: None };
         let build = Builder { seed, ..builder(&task, Retriever::Recency, 0) };
         let lengths =
             build.history_examples(&user, None).into_iter().map(|e| e.unwrap().prompt_len);
