@@ -1,11 +1,7 @@
 //! Grouped LoRA on q and v of a block of SmolLM2-135M, for several numbers of users, ranks and dropout
 //! rates, beside the block's frozen products; one group a number of rows. The LoRA tax is LoRA's time
 //! over the frozen products', forward and backward together.
-#![expect(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "a benchmark panics when wrong; its sizes are small"
-)]
+#![expect(clippy::unwrap_used, reason = "a benchmark panics when wrong; its sizes are small")]
 
 mod roofline;
 

@@ -6,7 +6,9 @@
 //! through two functions. Start at
 //! [`Scratch::product`].
 
-use crate::linear::tile::{Accumulators, BLOCK_K, MAX_ROWS, PACKED_K, PANEL, multiply, tile_rows};
+use crate::linear::tile::{
+    Accumulators, BLOCK_K, MAX_ROWS, PACKED_K, PANEL, copy_short, multiply, tile_rows,
+};
 use pulp::{Arch, Simd, WithSimd};
 use std::ops::Range;
 
@@ -83,12 +85,12 @@ impl WithSimd for Panel<'_> {
         for (left, rows) in left.chunks(tile).zip(result.chunks_mut(tile * n)) {
             if !fresh {
                 for (acc, row) in acc.iter_mut().zip(rows.chunks(n)) {
-                    acc[..width].copy_from_slice(&row[columns.clone()]);
+                    copy_short(&mut acc[..width], &row[columns.clone()]);
                 }
             }
             multiply(simd, left, (right, width), fresh, &mut acc);
             for (acc, row) in acc.iter().zip(rows.chunks_mut(n)) {
-                row[columns.clone()].copy_from_slice(&acc[..width]);
+                copy_short(&mut row[columns.clone()], &acc[..width]);
             }
         }
     }
@@ -138,12 +140,12 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// `dst = selfᵀ[rows, columns]`, in squares of eight where both reach.
+    /// `dst[.., first..] = selfᵀ[rows, columns]`, in squares of eight where both reach.
     pub(super) fn copy_transposed(
         &self,
         rows: Range<usize>,
         columns: Range<usize>,
-        dst: &mut [[f32; PANEL]],
+        (dst, first): (&mut [[f32; PANEL]], usize),
     ) {
         let (length, width) = (rows.len() / 8 * 8, columns.len() / 8 * 8);
         let (squares, rest) = dst[..rows.len()].split_at_mut(length);
@@ -154,7 +156,7 @@ impl<'a> Matrix<'a> {
             for (square, dst) in squares.as_chunks_mut::<8>().0.iter_mut().enumerate() {
                 let from = eight.map(|column| column[square]);
                 for (i, dst) in dst.iter_mut().enumerate() {
-                    for (dst, from) in dst[slot..slot + 8].iter_mut().zip(&from) {
+                    for (dst, from) in dst[first + slot..][..8].iter_mut().zip(&from) {
                         *dst = from[i];
                     }
                 }
@@ -163,11 +165,11 @@ impl<'a> Matrix<'a> {
         for (slot, column) in columns.enumerate() {
             let column = self.row(column, rows.clone());
             for (dst, &v) in rest.iter_mut().zip(&column[length..]) {
-                dst[slot] = v;
+                dst[first + slot] = v;
             }
             if slot >= width {
                 for (dst, &v) in squares.iter_mut().zip(column) {
-                    dst[slot] = v;
+                    dst[first + slot] = v;
                 }
             }
         }
