@@ -4,9 +4,7 @@
 //! into tasks. None of these can change a bit: a tile's accumulators rest as `f32` between blocks of
 //! `k`, so each element stays the one chain of `tile.rs` however it is cut. Start at [`Product::run`].
 
-use super::tile::{
-    Accumulators, BLOCK_K, MAX_ROWS, PACKED_K, PANEL, copy_short, multiply, tile_rows,
-};
+use super::tile::{Accumulators, BLOCK_K, MAX_ROWS, PACKED_K, PANEL, multiply, tile_rows};
 use pulp::{Arch, Simd, WithSimd};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -208,7 +206,7 @@ impl Task<'_, '_> {
             for (first, rows) in self.tiles::<S>() {
                 if !fresh {
                     for (acc, y) in acc.iter_mut().zip(&self.y.rows[first..first + rows]) {
-                        copy_short(&mut acc[..width], &y[column..column + width]);
+                        acc[..width].copy_from_slice(&y[column..column + width]);
                     }
                 }
                 multiply(simd, &packed[first..first + rows], (w, width), fresh, &mut acc);
@@ -220,7 +218,7 @@ impl Task<'_, '_> {
                     );
                 }
                 for (acc, y) in acc.iter().zip(&mut self.y.rows[first..first + rows]) {
-                    copy_short(&mut y[column..column + width], &acc[..width]);
+                    y[column..column + width].copy_from_slice(&acc[..width]);
                 }
             }
         }

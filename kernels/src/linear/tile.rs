@@ -33,23 +33,6 @@ pub(crate) fn tile_rows<S: Simd>() -> usize {
     }
 }
 
-/// `to = from`, a panel's width or less: without a call where the width is usual.
-#[inline(always)]
-pub(crate) fn copy_short(to: &mut [f32], from: &[f32]) {
-    const HALF: usize = PANEL / 2;
-    if let (Ok(to), Ok(from)) =
-        (<&mut [f32; PANEL]>::try_from(&mut *to), <&[f32; PANEL]>::try_from(from))
-    {
-        *to = *from;
-    } else if let (Ok(to), Ok(from)) =
-        (<&mut [f32; HALF]>::try_from(&mut *to), <&[f32; HALF]>::try_from(from))
-    {
-        *to = *from;
-    } else {
-        to.copy_from_slice(from);
-    }
-}
-
 /// `acc[row] = fma(x[row, k], w[k, column], acc[row])` for the rows of `x`, in ascending `k`; the chains
 /// begin at zero if `fresh`.
 ///

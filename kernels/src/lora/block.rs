@@ -6,9 +6,7 @@
 //! through two functions. Start at
 //! [`Scratch::product`].
 
-use crate::linear::tile::{
-    Accumulators, BLOCK_K, MAX_ROWS, PACKED_K, PANEL, copy_short, multiply, tile_rows,
-};
+use crate::linear::tile::{Accumulators, BLOCK_K, MAX_ROWS, PACKED_K, PANEL, multiply, tile_rows};
 use pulp::{Arch, Simd, WithSimd};
 use std::ops::Range;
 
@@ -85,12 +83,12 @@ impl WithSimd for Panel<'_> {
         for (left, rows) in left.chunks(tile).zip(result.chunks_mut(tile * n)) {
             if !fresh {
                 for (acc, row) in acc.iter_mut().zip(rows.chunks(n)) {
-                    copy_short(&mut acc[..width], &row[columns.clone()]);
+                    acc[..width].copy_from_slice(&row[columns.clone()]);
                 }
             }
             multiply(simd, left, (right, width), fresh, &mut acc);
             for (acc, row) in acc.iter().zip(rows.chunks_mut(n)) {
-                copy_short(&mut row[columns.clone()], &acc[..width]);
+                row[columns.clone()].copy_from_slice(&acc[..width]);
             }
         }
     }
