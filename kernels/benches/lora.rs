@@ -1,31 +1,25 @@
-//! The LoRA tax: grouped LoRA on q and v of a block of SmolLM2-135M, as a share of the block's frozen
-//! products, forward and backward, for several numbers of users, ranks and dropout rates.
-//!
-//! `cargo bench -p kernels --bench lora [-- THREADS...]`; without numbers, one thread and all. Times
-//! are the best of several repetitions, base and LoRA in turn.
-#![expect(clippy::print_stdout, reason = "a benchmark prints its table")]
+//! Grouped LoRA on q and v of a block of SmolLM2-135M, for several numbers of users, ranks and dropout
+//! rates, beside the block's frozen products; one group a number of rows. The LoRA tax is LoRA's time
+//! over the frozen products', forward and backward together.
+#![expect(clippy::unwrap_used, reason = "a benchmark panics when wrong; its sizes are small")]
 
+mod roofline;
+
+use criterion::{Criterion, criterion_group, criterion_main};
 use kernels::cpu::CpuBuf;
 use kernels::linear::cpu::{CpuWeight, aligned_storage};
 use kernels::linear::{self, Layout, Linear, Shape};
 use kernels::lora::{self, Lora, Segment, Site, SiteOutput};
-use kernels::{Cpu, Mat, MatMut, Result};
-use std::time::Instant;
+use kernels::{Cpu, Mat, MatMut};
+use roofline::{D, F, G, Group, THREADS, Work, filled};
 
-const D: usize = 576;
-const KV: usize = 192;
-const FF: usize = 1536;
+const KV: usize = G * roofline::E;
 /// q, k, v, o, gate, up, down.
-const BLOCK: [(usize, usize); 7] = [(D, D), (D, KV), (D, KV), (D, D), (D, FF), (D, FF), (FF, D)];
+const BLOCK: [(usize, usize); 7] = [(D, D), (D, KV), (D, KV), (D, D), (D, F), (D, F), (F, D)];
 /// Row of q, k and v side by side.
 const QKV: usize = D + 2 * KV;
-const REPETITIONS: usize = 7;
 
-fn numbers(len: usize) -> CpuBuf<f32> {
-    (0..len).map(|i| (i * 31 % 97) as f32 / 97.0 - 0.5).collect::<Vec<_>>().into()
-}
-
-/// Seconds of the frozen products of one block, forward and backward.
+/// The frozen products of one block.
 struct Base {
     weights: Vec<CpuWeight>,
     wide: CpuBuf<f32>,
@@ -33,34 +27,40 @@ struct Base {
 }
 
 impl Base {
-    fn new(rows: usize) -> Result<Self> {
-        let weights = BLOCK.iter().map(|&(in_dim, out_dim)| {
+    fn new(rows: usize) -> Self {
+        let weights = BLOCK.map(|(in_dim, out_dim)| {
             let shape = Shape { in_dim, out_dim };
-            let mut prepared = Ok(());
             let storage = aligned_storage(Cpu.prepared_len(shape), |dst| {
-                let plain = numbers(in_dim * out_dim);
-                prepared = Cpu.prepare(shape, Layout::OutIn, &plain, dst);
+                Cpu.prepare(shape, Layout::OutIn, &filled(in_dim * out_dim), dst).unwrap();
             });
-            prepared.and_then(|()| Cpu.weight(shape, &storage, 0))
+            Cpu.weight(shape, &storage, 0).unwrap()
         });
-        let weights = weights.collect::<Result<_>>()?;
-        Ok(Self { weights, wide: numbers(rows * FF), out: numbers(rows * FF) })
+        Self { weights: weights.into(), wide: filled(rows * F), out: filled(rows * F) }
     }
 
-    fn seconds(&mut self, rows: usize, forward: bool) -> Result<f64> {
-        let start = Instant::now();
+    /// Of one direction.
+    fn work(rows: usize) -> Work {
+        let weights: usize = BLOCK.iter().map(|(d, n)| d * n).sum();
+        let outer: usize = BLOCK.iter().map(|(d, n)| d + n).sum();
+        Work { flop: 2.0 * (rows * weights) as f64, bytes: 4.0 * (weights + rows * outer) as f64 }
+    }
+
+    fn forward(&mut self, rows: usize) {
         for weight in &self.weights {
             let Shape { in_dim: d, out_dim: n } = Cpu.shape(weight);
-            if forward {
-                let (x, y) = (Mat::new(&self.wide, d), MatMut::new(&mut self.out, n));
-                let (bias, residual) = (None, None);
-                Cpu.linear_forward(linear::Forward { x, weight, bias, residual, y, rows })?;
-            } else {
-                let (dy, dx) = (Mat::new(&self.wide, n), MatMut::new(&mut self.out, d));
-                Cpu.linear_backward(linear::Backward { dy, weight, dx, accumulate: false, rows })?;
-            }
+            let (x, y) = (Mat::new(&self.wide, d), MatMut::new(&mut self.out, n));
+            let (bias, residual) = (None, None);
+            Cpu.linear_forward(linear::Forward { x, weight, bias, residual, y, rows }).unwrap();
         }
-        Ok(start.elapsed().as_secs_f64())
+    }
+
+    fn backward(&mut self, rows: usize) {
+        for weight in &self.weights {
+            let Shape { in_dim: d, out_dim: n } = Cpu.shape(weight);
+            let (dy, dx) = (Mat::new(&self.wide, n), MatMut::new(&mut self.out, d));
+            let accumulate = false;
+            Cpu.linear_backward(linear::Backward { dy, weight, dx, accumulate, rows }).unwrap();
+        }
     }
 }
 
@@ -74,6 +74,7 @@ struct Adapters {
     grads: CpuBuf<f32>,
     x: CpuBuf<f32>,
     y: CpuBuf<f32>,
+    dy: CpuBuf<f32>,
     dx: CpuBuf<f32>,
 }
 
@@ -104,16 +105,33 @@ impl Adapters {
             segments: segments.into(),
             num_segments: users as usize,
             row_token: (0..rows).collect::<Vec<_>>().into(),
-            params: numbers(slab),
-            grads: numbers(slab),
-            x: numbers(t * D),
-            y: numbers(t * QKV),
-            dx: numbers(t * D),
+            params: filled(slab),
+            grads: filled(slab),
+            x: filled(t * D),
+            y: filled(t * QKV),
+            dy: filled(t * QKV),
+            dx: filled(t * D),
         }
     }
 
-    fn forward(&mut self, rows: usize) -> Result<f64> {
-        let start = Instant::now();
+    /// Forward (`S`, `Y`) and backward (`S` again, `dS`, `dX`, `dA`, `dB`).
+    fn work(rows: usize, users: u32, r: u32) -> [Work; 2] {
+        let (unit, a, slab) = (rows * r as usize, 2 * D, (users * r) as usize * (3 * D + KV));
+        let flop = |columns: usize| 2.0 * (unit * columns) as f64;
+        // `X` is read once for both sites; what grows by `+=` is read and written.
+        let bytes = |elements: usize| 4.0 * elements as f64;
+        let outputs = D + KV;
+        [
+            Work { flop: flop(a + outputs), bytes: bytes(rows * (D + 2 * outputs) + slab) },
+            Work {
+                flop: flop(3 * a + 2 * outputs),
+                bytes: bytes(rows * (3 * D + outputs) + 3 * slab),
+            },
+        ]
+    }
+
+    // Y, dX and the gradients grow by `+=` with every call, in proportion to their number: they stay finite.
+    fn forward(&mut self, rows: usize) {
         Cpu.lora_forward(lora::Forward {
             x: Mat::new(&self.x, D),
             sites: &self.sites,
@@ -123,12 +141,11 @@ impl Adapters {
             params: &self.params,
             y: MatMut::new(&mut self.y, QKV),
             rows,
-        })?;
-        Ok(start.elapsed().as_secs_f64())
+        })
+        .unwrap();
     }
 
-    fn backward(&mut self, rows: usize) -> Result<f64> {
-        let start = Instant::now();
+    fn backward(&mut self, rows: usize) {
         Cpu.lora_backward(lora::Backward {
             x: Mat::new(&self.x, D),
             sites: &self.sites,
@@ -136,81 +153,49 @@ impl Adapters {
             num_segments: self.num_segments,
             row_token: &self.row_token,
             params: &self.params,
-            dy: Mat::new(&self.y, QKV),
+            dy: Mat::new(&self.dy, QKV),
             grads: &mut self.grads,
             dx: Some(MatMut::new(&mut self.dx, D)),
             rows,
-        })?;
-        Ok(start.elapsed().as_secs_f64())
+        })
+        .unwrap();
     }
 }
 
-/// Prints one line: times of base and LoRA in milliseconds, LoRA's rate and its tax in percent.
-fn line(threads: usize, rows: u32, (users, r, dropout): (u32, u32, f32)) -> Result<()> {
-    let t = rows as usize;
-    let (mut base, mut lora) = (Base::new(t)?, Adapters::new(rows, users, r, dropout));
-    let mut best = [f64::INFINITY; 4];
-    for _ in 0..REPETITIONS {
-        // Gradients grow by `+=` and `Y` by the forward: both stay finite over the repetitions.
-        let seconds =
-            [base.seconds(t, true)?, base.seconds(t, false)?, lora.forward(t)?, lora.backward(t)?];
-        for (best, seconds) in best.iter_mut().zip(seconds) {
-            *best = best.min(seconds);
+fn lora(c: &mut Criterion) {
+    for rows in [1024u32, 2048] {
+        let t = rows as usize;
+        let mut group = Group::new(c, format!("lora_{rows}"));
+        let (mut base, work) = (Base::new(t), Base::work(t));
+        let frozen = THREADS.map(|threads| {
+            let id = |name| (name, "block", threads);
+            let forward = group.bench(id("frozen_forward"), work, || base.forward(t));
+            let backward = group.bench(id("frozen_backward"), work, || base.backward(t));
+            Some(forward? + backward?)
+        });
+        let mut cases = vec![];
+        for users in [1, 16, 64] {
+            cases.extend([(users, 8, 0.0), (users, 8, 0.05), (users, 64, 0.0)]);
         }
-    }
-    let [base_forward, base_backward, forward, backward] = best;
-    let flop = 2.0 * (t * r as usize) as f64 * (4.0 * (2 * D + D + KV) as f64 - (D + KV) as f64);
-    println!(
-        "{threads:>7} {rows:>5} {users:>5} {r:>3} {dropout:>7} {:>8.2} {:>8.2} {:>8.2} {:>8.2} {:>8.1} {:>7.1} {:>7.1} {:>7.1}",
-        base_forward * 1e3,
-        base_backward * 1e3,
-        forward * 1e3,
-        backward * 1e3,
-        flop / (forward + backward) * 1e-9,
-        100.0 * forward / base_forward,
-        100.0 * backward / base_backward,
-        100.0 * (forward + backward) / (base_forward + base_backward),
-    );
-    Ok(())
-}
-
-fn main() -> Result<()> {
-    let mut threads: Vec<usize> = std::env::args().skip(1).filter_map(|a| a.parse().ok()).collect();
-    if threads.is_empty() {
-        threads = vec![1, std::thread::available_parallelism().map_or(1, usize::from)];
-        threads.dedup();
-    }
-    println!("milliseconds of one block; tax: LoRA's share of the frozen products' time, percent");
-    println!(
-        "{:>7} {:>5} {:>5} {:>3} {:>7} {:>8} {:>8} {:>8} {:>8} {:>8} {:>7} {:>7} {:>7}",
-        "threads",
-        "rows",
-        "users",
-        "r",
-        "dropout",
-        "base f",
-        "base b",
-        "lora f",
-        "lora b",
-        "GFLOP/s",
-        "tax f",
-        "tax b",
-        "tax"
-    );
-    for threads in threads {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
-        let pool =
-            pool.map_err(|e| kernels::Error::Backend { op: "bench", what: e.to_string() })?;
-        pool.install(|| {
-            for rows in [1024, 2048] {
-                for users in [1, 16, 64] {
-                    for (r, dropout) in [(8, 0.0), (8, 0.05), (64, 0.0)] {
-                        line(threads, rows, (users, r, dropout))?;
-                    }
+        if rows == 1024 {
+            cases.push((1024, 8, 0.0));
+        }
+        for (users, r, dropout) in cases {
+            let mut adapters = Adapters::new(rows, users, r, dropout);
+            let work = Adapters::work(t, users, r);
+            let shape = format!("{users}_users_r{r}_dropout{dropout}");
+            for (threads, frozen) in THREADS.into_iter().zip(frozen) {
+                let id = |name| (name, shape.as_str(), threads);
+                let forward = group.bench(id("forward"), work[0], || adapters.forward(t));
+                let backward = group.bench(id("backward"), work[1], || adapters.backward(t));
+                if let (Some(forward), Some(backward), Some(frozen)) = (forward, backward, frozen) {
+                    let tax = 100.0 * (forward + backward) / frozen;
+                    eprintln!("{}/{shape}/{threads}: LoRA tax {tax:.1} %", group.name);
                 }
             }
-            line(threads, 1024, (1024, 8, 0.0))
-        })?;
+        }
     }
-    Ok(())
 }
+
+criterion_group!(benches, lora);
+criterion_main!(benches);

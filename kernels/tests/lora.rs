@@ -226,6 +226,27 @@ fn threads_change_no_bit() {
 }
 
 #[test]
+fn sites_have_the_same_bits_together_and_one_by_one() {
+    // Ranks whose sites end inside a panel, beside one, and that are too many to share a product.
+    let segments =
+        [(7, 8, 0.0), (70, 13, 0.0), (900, 3, 0.0), (5, 8, 0.1), (40, 30, 0.0), (1, 1, 0.0)];
+    for case in [mixed(), Case::new(70, &[64, 40, 33], &segments)] {
+        assert!(case.sites.len() > 1);
+        let together = case.outcome();
+        let mut one = case.clone();
+        for site in &case.sites {
+            one.sites = vec![*site];
+            one.y = one.forward(&Cpu);
+            (one.dx, one.grads) = one.backward(&Cpu);
+        }
+        let (y, dx, grads) = (bits(&one.y), bits(&one.dx), bits(&one.grads));
+        assert!(together.y == y, "Y");
+        assert!(together.dx == dx, "dX");
+        assert!(together.grads == grads, "gradients");
+    }
+}
+
+#[test]
 fn scratch_carries_nothing_over() {
     let clean = mixed();
     let run = |first: Option<&Case>| {

@@ -138,12 +138,12 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    /// `dst = selfᵀ[rows, columns]`, in squares of eight where both reach.
+    /// `dst[.., first..] = selfᵀ[rows, columns]`, in squares of eight where both reach.
     pub(super) fn copy_transposed(
         &self,
         rows: Range<usize>,
         columns: Range<usize>,
-        dst: &mut [[f32; PANEL]],
+        (dst, first): (&mut [[f32; PANEL]], usize),
     ) {
         let (length, width) = (rows.len() / 8 * 8, columns.len() / 8 * 8);
         let (squares, rest) = dst[..rows.len()].split_at_mut(length);
@@ -154,7 +154,7 @@ impl<'a> Matrix<'a> {
             for (square, dst) in squares.as_chunks_mut::<8>().0.iter_mut().enumerate() {
                 let from = eight.map(|column| column[square]);
                 for (i, dst) in dst.iter_mut().enumerate() {
-                    for (dst, from) in dst[slot..slot + 8].iter_mut().zip(&from) {
+                    for (dst, from) in dst[first + slot..][..8].iter_mut().zip(&from) {
                         *dst = from[i];
                     }
                 }
@@ -163,11 +163,11 @@ impl<'a> Matrix<'a> {
         for (slot, column) in columns.enumerate() {
             let column = self.row(column, rows.clone());
             for (dst, &v) in rest.iter_mut().zip(&column[length..]) {
-                dst[slot] = v;
+                dst[first + slot] = v;
             }
             if slot >= width {
                 for (dst, &v) in squares.iter_mut().zip(column) {
-                    dst[slot] = v;
+                    dst[first + slot] = v;
                 }
             }
         }

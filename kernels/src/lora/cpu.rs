@@ -104,39 +104,60 @@ impl<'a> Pack<'a> {
         }
     }
 
-    /// `S' = scale · drop(X)·Aᵀ` of some rows of a segment, `[rows, r]`.
-    fn down<'s>(
-        &self,
-        segment: &Segment,
-        site: &Site,
-        rows: &Range<usize>,
-        scratch: &'s mut Scratch,
-    ) -> &'s mut [f32] {
-        let (a, dropout) = (self.a(segment, site), segment.dropout_at(site));
-        let s = scratch.product(
-            (rows.len(), site.in_dim, segment.r()),
-            |row, ks, dst| self.dropped(dropout.as_ref(), rows.start + row, ks, dst),
-            |ks, columns, dst| a.copy_transposed(ks, columns, dst),
-        );
-        scale(s, segment.scale);
-        s
+    /// `S' = scale · drop(X)·Aᵀ` of some rows of a segment, all sites side by side: `[rows, sites · r]`.
+    ///
+    /// Without dropout the sites share one product, so that `X` is read once; masks are each site's own.
+    fn down(&self, segment: &Segment, rows: &Range<usize>, Local { scratch, sums }: &mut Local) {
+        let (r, d) = (segment.r(), self.sites.first().map_or(0, |s| s.site.in_dim));
+        let width = self.sites.len() * r;
+        sums.clear();
+        if segment.dropout > 0.0 {
+            sums.resize(rows.len() * width, 0.0);
+            for (k, SiteOutput { site, .. }) in self.sites.iter().enumerate() {
+                let (a, dropout) = (self.a(segment, site), segment.dropout_at(site));
+                let s = scratch.product(
+                    (rows.len(), d, r),
+                    |row, ks, dst| self.dropped(dropout.as_ref(), rows.start + row, ks, dst),
+                    |ks, columns, dst| a.copy_transposed(ks, columns, (dst, 0)),
+                );
+                for (sums, s) in sums.chunks_mut(width).zip(s.chunks(r)) {
+                    sums[k * r..][..r].copy_from_slice(s);
+                }
+            }
+        } else {
+            let s = scratch.product(
+                (rows.len(), d, width),
+                |row, ks, dst| self.x.copy_row(rows.start + row, ks, dst),
+                |ks, columns, dst| {
+                    for (k, SiteOutput { site, .. }) in self.sites.iter().enumerate() {
+                        let own = columns.start.max(k * r)..columns.end.min((k + 1) * r);
+                        if !own.is_empty() {
+                            let (a, first) = (self.a(segment, site), own.start - columns.start);
+                            let own = own.start - k * r..own.end - k * r;
+                            a.copy_transposed(ks.clone(), own, (&mut *dst, first));
+                        }
+                    }
+                },
+            );
+            sums.extend_from_slice(s);
+        }
+        scale(sums, segment.scale);
     }
 
     /// The forward of one block of rows; `y` begins at its first row.
     fn forward_block(&self, block: &Range<usize>, y: &mut [f32], stride: usize, base: usize) {
-        LOCAL.with_borrow_mut(|Local { scratch, sums }| {
+        LOCAL.with_borrow_mut(|local| {
             self.parts(block, |segment, rows| {
-                for output in self.sites {
+                self.down(segment, &rows, local);
+                let Local { scratch, sums } = &mut *local;
+                for (k, output) in self.sites.iter().enumerate() {
                     let r = segment.r();
-                    let s = self.down(segment, &output.site, &rows, scratch);
-                    sums.clear();
-                    sums.extend_from_slice(s);
-                    let s = Matrix { data: sums, start: 0, stride: r };
+                    let s = Matrix { data: sums, start: k * r, stride: self.sites.len() * r };
                     let b = self.b(segment, output);
                     let result = scratch.product(
                         (rows.len(), r, output.out_len),
                         |row, ks, dst| s.copy_row(row, ks, dst),
-                        |ks, columns, dst| b.copy_transposed(ks, columns, dst),
+                        |ks, columns, dst| b.copy_transposed(ks, columns, (dst, 0)),
                     );
                     for (row, result) in rows.clone().zip(result.chunks(output.out_len.max(1))) {
                         let start = (row - block.start) * stride + (output.y_start - base);
@@ -155,13 +176,13 @@ impl<'a> Pack<'a> {
         (sums, row): (&mut [f32], Row),
         mut dx: Option<(&mut [f32], usize)>,
     ) {
-        LOCAL.with_borrow_mut(|Local { scratch, .. }| {
+        LOCAL.with_borrow_mut(|local| {
             self.parts(block, |segment, rows| {
+                let (r, first) = (segment.r(), rows.start - block.start);
+                self.down(segment, &rows, local);
+                let Local { scratch, sums: s } = &mut *local;
+                row.store(&mut sums[first * row.stride..], row.s(0, r), self.sites.len() * r, s);
                 for (k, output) in self.sites.iter().enumerate() {
-                    let r = segment.r();
-                    let s = self.down(segment, &output.site, &rows, scratch);
-                    let first = rows.start - block.start;
-                    row.store(&mut sums[first * row.stride..], row.s(k), r, s);
                     let (a, b) = (self.a(segment, &output.site), self.b(segment, output));
                     let dy = dy.of(output);
                     let ds = scratch.product(
@@ -170,11 +191,11 @@ impl<'a> Pack<'a> {
                         |ks, columns, dst| b.copy_panel(ks, columns, dst),
                     );
                     scale(ds, segment.scale);
-                    row.store(&mut sums[first * row.stride..], row.ds(k), r, ds);
+                    row.store(&mut sums[first * row.stride..], row.ds(k, r), r, ds);
                     let Some((dx, stride)) = &mut dx else { continue };
                     let ds = Matrix {
                         data: sums,
-                        start: first * row.stride + row.ds(k),
+                        start: first * row.stride + row.ds(k, r),
                         stride: row.stride,
                     };
                     let d = output.site.in_dim;

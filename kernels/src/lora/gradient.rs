@@ -6,7 +6,7 @@
 
 use super::block::Matrix;
 use super::cpu::{LOCAL, Pack, Rows, offset};
-use super::{Segment, SiteOutput};
+use super::{Segment, Site, SiteOutput};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use std::cell::Cell;
@@ -15,28 +15,32 @@ use std::ops::Range;
 /// Multiply-adds below which a segment is not cut further.
 const TASK_WORK: usize = 1 << 18;
 
+/// Rows of all sites' `dA` up to which they share a product: more would leave its packed rows of `dS'`
+/// no room in the second-level cache, and gain little.
+const SHARED_ROWS: usize = 64;
+
 /// How `S'` and `dS'` of all sites lie in one row of the sums.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
     pub(super) stride: usize,
-    lora_rank: usize,
 }
 
 impl Row {
     /// Room for the largest rank of the pack at each site.
     pub(super) fn new(num_sites: usize, segments: &[Segment]) -> Self {
         let lora_rank = segments.iter().map(Segment::r).max().unwrap_or(0);
-        Self { stride: 2 * num_sites * lora_rank, lora_rank }
+        Self { stride: 2 * num_sites * lora_rank }
     }
 
-    /// Where `S'` of site `k` begins.
-    pub(super) fn s(&self, k: usize) -> usize {
-        2 * k * self.lora_rank
+    /// Where `S'` of site `k` of an adapter of rank `r` begins: all sites' side by side.
+    #[expect(clippy::unused_self, reason = "the layout is this type's alone")]
+    pub(super) fn s(self, k: usize, r: usize) -> usize {
+        k * r
     }
 
-    /// Where `dS'` of site `k` begins.
-    pub(super) fn ds(&self, k: usize) -> usize {
-        (2 * k + 1) * self.lora_rank
+    /// Where `dS'` of site `k` of an adapter of rank `r` begins: side by side after all `S'`.
+    pub(super) fn ds(self, k: usize, r: usize) -> usize {
+        self.stride / 2 + k * r
     }
 
     /// Stores `values [rows, r]` at element `at` of each row of `sums`.
@@ -92,6 +96,15 @@ pub(super) fn in_slab_order(pack: &Pack<'_>) -> Result<Vec<u32>> {
     }
 }
 
+/// Calls `add` for each piece of `grads` of `len` elements, in parallel where there are several.
+fn each_piece(grads: &mut [f32], len: usize, add: impl Fn((usize, &mut [f32])) + Send + Sync) {
+    if grads.len() <= len {
+        add((0, grads));
+    } else {
+        grads.par_chunks_mut(len.max(1)).enumerate().for_each(add);
+    }
+}
+
 /// Adds every segment's gradient into the slab; `order` is [`in_slab_order`]'s.
 pub(super) fn add_gradients(
     pack: &Pack<'_>,
@@ -122,24 +135,26 @@ impl Pass<'_> {
 
     /// Every site of one segment.
     fn segment(&self, segment: &Segment, slab: &mut [f32], begin: usize) {
-        let r = segment.r();
-        for (k, output) in self.pack.sites.iter().enumerate() {
-            let (d, n) = (output.site.in_dim, output.out_len);
-            let a = offset(segment.grad_offset) + r * output.site.unit_offset - begin;
+        let (r, sites) = (segment.r(), self.pack.sites);
+        let start = |site: &Site| offset(segment.grad_offset) + r * site.unit_offset - begin;
+        let pieces =
+            |width: usize| self.pieces.min(segment.rows as usize * r * width / TASK_WORK).max(1);
+        let d = sites.first().map_or(0, |s| s.site.in_dim);
+        let shared = segment.dropout <= 0.0 && pieces(d) == 1 && sites.len() * r <= SHARED_ROWS;
+        if shared {
+            self.add_every_a(segment, slab, start);
+        }
+        for (k, output) in sites.iter().enumerate() {
+            let (n, a) = (output.out_len, start(&output.site));
             let b = a + r * (d + output.out_begin);
-            let work = segment.rows as usize * r * d.max(n);
-            let pieces = self.pieces.min(work / TASK_WORK).max(1);
-            let (js, os) = (r.div_ceil(pieces), n.div_ceil(pieces));
-            let grad_a = &mut slab[a..a + r * d];
-            if pieces == 1 {
-                self.add_a(segment, (k, output), 0, grad_a);
-                self.add_b(segment, (k, output), 0, &mut slab[b..b + n * r]);
-                continue;
+            if !shared {
+                let js = r.div_ceil(pieces(d));
+                let add = |(i, g): (usize, &mut _)| self.add_a(segment, (k, output), i * js, g);
+                each_piece(&mut slab[a..a + r * d], js * d, add);
             }
-            let grads = grad_a.par_chunks_mut((js * d).max(1)).enumerate();
-            grads.for_each(|(i, g)| self.add_a(segment, (k, output), i * js, g));
-            let grads = slab[b..b + n * r].par_chunks_mut((os * r).max(1)).enumerate();
-            grads.for_each(|(i, g)| self.add_b(segment, (k, output), i * os, g));
+            let os = n.div_ceil(pieces(n));
+            let add = |(i, g): (usize, &mut _)| self.add_b(segment, (k, output), i * os, g);
+            each_piece(&mut slab[b..b + n * r], os * r, add);
         }
     }
 
@@ -147,6 +162,29 @@ impl Pass<'_> {
     fn sums_of(&self, segment: &Segment, at: usize) -> Matrix<'_> {
         let start = segment.row_start as usize * self.row.stride + at;
         Matrix { data: self.sums, start, stride: self.row.stride }
+    }
+
+    /// `dA += dS'ᵀ·X` of all sites in one product, so that `X` is read once; for segments without
+    /// dropout. A site's gradients begin at element `start` of `slab`.
+    fn add_every_a(&self, s: &Segment, slab: &mut [f32], start: impl Fn(&Site) -> usize) {
+        let (r, sites) = (s.r(), self.pack.sites);
+        let d = sites.first().map_or(0, |s| s.site.in_dim);
+        let ds = self.sums_of(s, self.row.ds(0, r));
+        let x = self.pack.x;
+        let x = Matrix { start: x.start + s.row_start as usize * x.stride, ..x };
+        LOCAL.with_borrow_mut(|local| {
+            let result = local.scratch.product(
+                (sites.len() * r, s.rows as usize, d),
+                |j, rows, dst| ds.copy_column(rows, j, dst),
+                |rows, columns, dst| x.copy_panel(rows, columns, dst),
+            );
+            for (output, result) in sites.iter().zip(result.chunks((r * d).max(1))) {
+                let grads = &mut slab[start(&output.site)..][..result.len()];
+                for (grad, v) in grads.iter_mut().zip(result) {
+                    *grad += *v;
+                }
+            }
+        });
     }
 
     /// `dA[first.., :] += dS'ᵀ·drop(X)` for as many rows of `A` as `grad` holds.
@@ -161,7 +199,7 @@ impl Pass<'_> {
         if d == 0 {
             return;
         }
-        let ds = self.sums_of(s, self.row.ds(k) + first);
+        let ds = self.sums_of(s, self.row.ds(k, s.r()) + first);
         let dropout = s.dropout_at(&output.site);
         LOCAL.with_borrow_mut(|local| {
             let result = local.scratch.product(
@@ -190,7 +228,7 @@ impl Pass<'_> {
     ) {
         let r = s.r();
         let outs = grad.len() / r;
-        let sums = self.sums_of(s, self.row.s(k));
+        let sums = self.sums_of(s, self.row.s(k, r));
         let dy = self.dy.of(output);
         let dy = Matrix { start: dy.start + s.row_start as usize * dy.stride + first, ..dy };
         LOCAL.with_borrow_mut(|local| {
