@@ -7,6 +7,8 @@
 //! `docs/guides/data.md`.
 
 mod check;
+pub mod chitchat;
+mod chitchat_plain;
 mod dataset;
 mod error;
 mod fingerprint;
@@ -15,6 +17,7 @@ pub mod jsonl;
 mod lines;
 pub mod ml100k;
 mod ml100k_table;
+pub mod timeline;
 
 pub use check::{Report, check};
 pub use dataset::{Dataset, Index, OnBad, Records, Source, UserSummary, load};
