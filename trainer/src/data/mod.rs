@@ -17,6 +17,9 @@ pub mod jsonl;
 mod lines;
 pub mod ml100k;
 mod ml100k_table;
+pub mod spam_assassin;
+mod spam_assassin_mail;
+mod spam_assassin_text;
 pub mod timeline;
 
 pub use check::{Report, check};
