@@ -31,7 +31,7 @@ pub(crate) enum Command {
     Evaluate(RunArgs),
     /// What a run would take: users, tokens, steps, memory, time; starts nothing.
     Plan(RunArgs),
-    /// Checks data and prints statistics.
+    /// Checks data, describes it, converts it.
     Prepare(PrepareArgs),
     /// Writes adapters as PEFT folders.
     Export(ExportArgs),
@@ -71,14 +71,63 @@ pub(crate) struct RunArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["check", "from"]))]
 pub(crate) struct PrepareArgs {
-    /// Myriad JSONL file to check.
+    /// Myriad JSONL file to check: every bad record by line and user.
     #[arg(long, value_name = "FILE")]
-    pub(crate) check: PathBuf,
-    /// The file is for the population stage: users may have no history.
-    #[arg(long)]
+    pub(crate) check: Option<PathBuf>,
+    /// The file to check is for the population stage: users may have no history.
+    #[arg(long, requires = "check")]
     pub(crate) population: bool,
-    /// Stop with code 3 at the first problem instead of listing all.
+    /// Data to describe and convert: `jsonl`, `ml-100k`, `chitchat` or `spam-assassin`, and where it is.
+    #[arg(long, value_name = "KIND=PATH")]
+    pub(crate) from: Option<String>,
+    /// The population users of `--from`, where they are a file of their own.
+    #[arg(long, value_name = "FILE", requires = "from")]
+    pub(crate) population_file: Option<PathBuf>,
+    /// The task, where the kind of data has several: `email_subject`, `headline`.
+    #[arg(long, value_name = "TASK", requires = "from")]
+    pub(crate) task: Option<String>,
+    /// Personal users; all who qualify without.
+    #[arg(long, value_name = "N", requires = "from")]
+    pub(crate) users: Option<usize>,
+    /// So many users, or this share of those who qualify, become population users.
+    #[arg(long, value_name = "N|SHARE", requires = "from")]
+    pub(crate) split_population: Option<String>,
+    /// Orders the users from whom `--users` and `--split-population` take.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// A user qualifies with so many history items.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) min_history: usize,
+    /// The newest so many history items of a personal user are kept.
+    #[arg(long, value_name = "N", requires = "from")]
+    pub(crate) max_history: Option<usize>,
+    /// A user qualifies with so many queries; 1 for people's events, 0 for files of users.
+    #[arg(long, value_name = "N", requires = "from")]
+    pub(crate) min_queries: Option<usize>,
+    /// The first so many queries of a personal user are kept.
+    #[arg(long, value_name = "N", requires = "from")]
+    pub(crate) max_queries: Option<usize>,
+    /// Of people's events the latest part, in per cent, that becomes a personal user's queries.
+    #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) held_out_percent: u8,
+    /// The same for a population user, whose queries the shared adapter learns from.
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) population_held_out_percent: u8,
+    /// Hugging Face folder or GGUF file whose tokens lengths are counted in; words without.
+    #[arg(long, value_name = "PATH", requires = "from")]
+    pub(crate) base: Option<PathBuf>,
+    /// Writes the statistics as JSON to a new file.
+    #[arg(long, value_name = "FILE", requires = "from")]
+    pub(crate) stats: Option<PathBuf>,
+    /// Writes the users as this kind: `jsonl`.
+    #[arg(long, value_name = "KIND", requires_all = ["from", "out"])]
+    pub(crate) to: Option<String>,
+    /// The folder for `--to`; must not exist.
+    #[arg(long, value_name = "DIR", requires = "to")]
+    pub(crate) out: Option<PathBuf>,
+    /// Stop with code 3 at bad records instead of skipping and listing them.
     #[arg(long)]
     pub(crate) strict: bool,
 }

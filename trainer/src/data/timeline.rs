@@ -42,19 +42,30 @@ pub struct Cut {
 }
 
 impl Cut {
+    /// Where the held-out part of so many events begins.
+    fn split(&self, n: usize) -> usize {
+        let percent = usize::from(self.held_out_percent.min(100));
+        n - (n / 100 * percent + n % 100 * percent / 100).max(1).min(n)
+    }
+
+    /// History items and queries there are, before anything is cut off or left out.
+    pub fn sizes(&self, timeline: &Timeline) -> (usize, usize) {
+        let (history, later) = timeline.events.split_at(self.split(timeline.events.len()));
+        (history.len(), later.iter().filter(|event| event.query.is_some()).count())
+    }
+
     /// The user, or `None` where the person has too little.
     ///
     /// History: the events before the held-out part. Queries: the held-out events that make one.
     pub fn record(&self, timeline: Timeline) -> Option<UserRecord> {
-        let Timeline { id, events: mut history } = timeline;
-        let (n, percent) = (history.len(), usize::from(self.held_out_percent.min(100)));
-        let held_out = (n / 100 * percent + n % 100 * percent / 100).max(1).min(n);
-        let later = history.split_off(n - held_out);
-        let mut queries: Vec<Item> = later.into_iter().filter_map(|event| event.query).collect();
-        if history.len() < self.min_history || queries.len() < self.min_queries {
+        let (num_history, num_queries) = self.sizes(&timeline);
+        if num_history < self.min_history || num_queries < self.min_queries {
             return None;
         }
-        queries.truncate(self.max_queries);
+        let Timeline { id, events: mut history } = timeline;
+        let later = history.split_off(num_history);
+        let queries = later.into_iter().filter_map(|event| event.query);
+        let queries = queries.take(self.max_queries).collect();
         history.drain(..history.len().saturating_sub(self.max_history));
         Some(UserRecord { id, history: history.into_iter().map(|e| e.item).collect(), queries })
     }
