@@ -79,13 +79,26 @@ pub(crate) struct PrepareArgs {
     /// The file to check is for the population stage: users may have no history.
     #[arg(long, requires = "check")]
     pub(crate) population: bool,
-    /// Data to describe and convert: `jsonl`, `ml-100k`, `chitchat` or `spam-assassin`, and where it is.
+    /// Data to describe and convert. KIND is `jsonl`, `lamp`, `oppu`, `ml-100k`, `chitchat` or
+    /// `spam-assassin`; PATH its folder or its file of users.
     #[arg(long, value_name = "KIND=PATH")]
     pub(crate) from: Option<String>,
-    /// The population users of `--from`, where they are a file of their own.
+    /// Answers to the questions of the file of users.
+    #[arg(long, value_name = "FILE", requires = "from")]
+    pub(crate) answers: Option<PathBuf>,
+    /// Profile texts of the users.
+    #[arg(long, value_name = "FILE", requires = "from")]
+    pub(crate) profiles: Option<PathBuf>,
+    /// The population users, where they are a file of their own.
     #[arg(long, value_name = "FILE", requires = "from")]
     pub(crate) population_file: Option<PathBuf>,
-    /// The task, where the kind of data has several: `email_subject`, `headline`.
+    /// Answers to the questions of the population users.
+    #[arg(long, value_name = "FILE", requires = "population_file")]
+    pub(crate) population_answers: Option<PathBuf>,
+    /// Profile texts of the population users.
+    #[arg(long, value_name = "FILE", requires = "population_file")]
+    pub(crate) population_profiles: Option<PathBuf>,
+    /// The task, under any of its names; `lamp`, `oppu` and `spam-assassin` need it.
     #[arg(long, value_name = "TASK", requires = "from")]
     pub(crate) task: Option<String>,
     /// Personal users; all who qualify without.
@@ -121,9 +134,12 @@ pub(crate) struct PrepareArgs {
     /// Writes the statistics as JSON to a new file.
     #[arg(long, value_name = "FILE", requires = "from")]
     pub(crate) stats: Option<PathBuf>,
-    /// Writes the users as this kind: `jsonl`.
+    /// Writes the users as `jsonl`, `lamp` or `oppu`, files named as the originals.
     #[arg(long, value_name = "KIND", requires_all = ["from", "out"])]
     pub(crate) to: Option<String>,
+    /// Question ids of LaMP and OPPU files are USER:QUERY instead of the queries' own.
+    #[arg(long, requires = "to")]
+    pub(crate) ids_with_user: bool,
     /// The folder for `--to`; must not exist.
     #[arg(long, value_name = "DIR", requires = "to")]
     pub(crate) out: Option<PathBuf>,

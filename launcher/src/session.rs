@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use trainer::comm::Communicator;
 use trainer::config::{Config, Document, PredictMode, RetrieverKind, Source as SourceKind};
-use trainer::data::{Dataset, Index, OnBad, Source, UserRecord, ml100k::Ml100k};
+use trainer::data::{Dataset, Index, OnBad, Selection, Source, UserRecord, ml100k::Ml100k};
 use trainer::ids::UserId;
 use trainer::lora::{AdapterSpec, SiteList, Target};
 use trainer::model::cache::MappedBase;
@@ -286,6 +286,7 @@ fn source_of(config: &Config) -> anyhow::Result<Source> {
                     .input("name the JSONL file of the users")?,
                 population: data.population.clone(),
                 max_line_bytes: 64 << 20,
+                selection: Selection::default(),
             }
         }
         SourceKind::Ml100k => {

@@ -6,7 +6,7 @@ use crate::exit::Fails;
 use anyhow::Context;
 use kernels::Cpu;
 use std::path::{Path, PathBuf};
-use trainer::data::{Dataset, Ml100k, OnBad, Source};
+use trainer::data::{Dataset, Ml100k, OnBad, Selection, Source};
 use trainer::ids::UserId;
 use trainer::lora::{AdapterSpec, SiteList, Target};
 use trainer::model::cache::MappedBase;
@@ -123,7 +123,12 @@ fn source_of(args: &BenchArgs) -> anyhow::Result<Source> {
             };
             Ok(Source::Ml100k { path, selection })
         }
-        "jsonl" => Ok(Source::Jsonl { personal: path, population: None, max_line_bytes: 64 << 20 }),
+        "jsonl" => Ok(Source::Jsonl {
+            personal: path,
+            population: None,
+            max_line_bytes: 64 << 20,
+            selection: Selection::default(),
+        }),
         _ => Err(anyhow::anyhow!("unknown kind of data {kind:?}")).input(hint),
     }
 }

@@ -60,8 +60,7 @@ impl Choice {
             let error = anyhow::anyhow!("the population is a file of its own");
             return Err(error).input("leave --split-population out");
         }
-        let events = matches!(source, Opened::Events { .. });
-        let min_queries = args.min_queries.unwrap_or(usize::from(events));
+        let min_queries = args.min_queries.unwrap_or(usize::from(source.has_events()));
         let qualifies = |user: &Candidate| {
             user.num_history >= args.min_history && user.num_queries >= min_queries
         };
@@ -96,12 +95,18 @@ impl Choice {
         self.roles.get(user).copied()
     }
 
-    /// The newest history items and the first queries that are asked for.
-    pub(super) fn cut(&self, mut record: UserRecord) -> UserRecord {
+    /// The record of a user of this role with the newest history items and the first queries that are
+    /// asked for; a population user keeps its queries and must have one.
+    pub(super) fn take(&self, role: Role, mut record: UserRecord) -> Option<UserRecord> {
+        if self.role(&record.id.key()) != Some(role) {
+            return None;
+        }
         let older = record.history.len().saturating_sub(self.max_history);
         record.history.drain(..older);
-        record.queries.truncate(self.max_queries);
-        record
+        if role == Role::Personal {
+            record.queries.truncate(self.max_queries);
+        }
+        (role == Role::Personal || !record.queries.is_empty()).then_some(record)
     }
 }
 

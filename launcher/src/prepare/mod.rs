@@ -8,6 +8,7 @@
 
 mod check;
 mod choose;
+mod layout;
 mod output;
 mod source;
 mod statistics;
@@ -24,6 +25,7 @@ use statistics::{Measure, Statistics};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use trainer::data::{DataError, LampTask, Role, UserRecord};
 
 /// Seconds between lines while a large source is read.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -55,9 +57,11 @@ fn describe(from: &str, args: &PrepareArgs) -> anyhow::Result<Exit> {
         let error = anyhow::anyhow!("{} exists already", file.display());
         return Err(error).input("nothing is overwritten: remove it or name another file");
     }
+    let task =
+        args.task.as_deref().map(LampTask::parse).transpose().input("--task names one task")?;
     let measure = Measure::open(args.base.as_deref())?;
-    let mut output = Output::begin(args)?;
-    let opened = Opened::open(from, args)?;
+    let output = Output::begin(args)?;
+    let opened = Opened::open(from, task, args)?;
     let problems = opened.problems();
     if let (true, Some(first)) = (args.strict, problems.listed.first()) {
         return Err(anyhow::anyhow!("{first}")).input("without --strict bad records are skipped");
@@ -68,14 +72,22 @@ fn describe(from: &str, args: &PrepareArgs) -> anyhow::Result<Exit> {
         say(&format!("and {unlisted} more"));
     }
     let choice = Choice::of(&opened, args)?;
-    let mut statistics = Statistics::default();
-    let mut ticker = Ticker::new();
+    let mut counter = Counter::new(&opened, &measure);
+    for role in [Role::Personal, Role::Population] {
+        counter.role(role, &choice, output.as_ref())?;
+    }
+    let statistics = counter.statistics;
     let mut left_out = opened.left_out();
-    opened.each(&choice, &mut left_out, &mut |role, record| {
-        statistics.add(role, &record, &measure)?;
-        ticker.tick();
-        output.as_mut().map_or(Ok(()), |out| out.put(role, &record))
-    })?;
+    let taken = usize::try_from(statistics.users())?;
+    let not_taken = if opened.has_population() {
+        opened.candidates().len() - usize::try_from(statistics.personal.users)?
+    } else {
+        opened.candidates().len() - taken
+    };
+    if not_taken > 0 {
+        left_out
+            .insert("users who do not qualify or are not asked for".to_owned(), not_taken as u64);
+    }
     if statistics.users() == 0 {
         let error = anyhow::anyhow!("{from} has no user that qualifies");
         return Err(error).input("--min-history and --min-queries say who qualifies");
@@ -109,22 +121,44 @@ fn write_json(file: &Path, document: &Document<'_>) -> anyhow::Result<()> {
         .input("--stats names a file in a folder that exists")
 }
 
-/// A line now and then while users go by.
-struct Ticker {
-    users: u64,
-    last: Instant,
+/// Counts users while they go by, and says so now and then.
+struct Counter<'a> {
+    opened: &'a Opened,
+    measure: &'a Measure,
+    statistics: Statistics,
+    last_line: Instant,
 }
 
-impl Ticker {
-    fn new() -> Self {
-        Self { users: 0, last: Instant::now() }
+impl<'a> Counter<'a> {
+    fn new(opened: &'a Opened, measure: &'a Measure) -> Self {
+        let statistics = Statistics::new(opened.task);
+        Self { opened, measure, statistics, last_line: Instant::now() }
     }
 
-    fn tick(&mut self) {
-        self.users += 1;
-        if self.last.elapsed() >= LINE_EVERY {
-            self.last = Instant::now();
-            say(&format!("{} users so far", self.users));
+    /// Reads the users of a role once, into the output if there is one.
+    fn role(&mut self, role: Role, choice: &Choice, output: Option<&Output>) -> anyhow::Result<()> {
+        let mut failed = None;
+        let task = self.opened.task;
+        let users = self.opened.users(role, choice).map_while(|user| {
+            failed = user.as_ref().ok().and_then(|user| self.count(role, user).err());
+            failed.is_none().then_some(user)
+        });
+        match output {
+            Some(output) => output.write(role, task, Box::new(users))?,
+            None => drain(users).input("the data changed while they were read")?,
         }
+        failed.map_or(Ok(()), Err)
     }
+
+    fn count(&mut self, role: Role, user: &UserRecord) -> anyhow::Result<()> {
+        if self.last_line.elapsed() >= LINE_EVERY {
+            self.last_line = Instant::now();
+            say(&format!("{} users so far", self.statistics.users()));
+        }
+        self.statistics.add(role, user, self.measure)
+    }
+}
+
+fn drain(mut users: impl Iterator<Item = Result<UserRecord, DataError>>) -> Result<(), DataError> {
+    users.try_for_each(|user| user.map(drop))
 }

@@ -1,25 +1,23 @@
 //! Users written to a folder that appears whole or not at all.
 
+use super::layout::Kind;
 use crate::cli::PrepareArgs;
 use crate::exit::Fails;
 use anyhow::Context;
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use trainer::data::{Role, UserRecord, jsonl};
+use trainer::data::lamp::{LampFiles, OppuFiles, QuestionIds, WriteError, write_lamp, write_oppu};
+use trainer::data::{LampTask, Records, Role, UserRecord, jsonl};
 use trainer::store::fs::{AtomicFile, RealFs};
-
-/// The files of `--to jsonl`: personal users, population users. One without users is not written.
-pub(super) const JSONL: [&str; 2] = ["personal.jsonl", "population.jsonl"];
 
 /// Bytes gathered before they are written.
 const GATHERED_BYTES: usize = 1 << 18;
 
 /// Where users go.
 pub(super) struct Output {
-    // Closed before the folder goes.
-    personal: Option<File>,
-    population: Option<File>,
+    kind: Kind,
+    ids: QuestionIds,
     part: Part,
 }
 
@@ -31,32 +29,78 @@ impl Output {
     pub(super) fn begin(args: &PrepareArgs) -> anyhow::Result<Option<Self>> {
         // The command line lets neither through alone.
         let (Some(kind), Some(out)) = (&args.to, &args.out) else { return Ok(None) };
-        if kind != "jsonl" {
-            return Err(anyhow::anyhow!("cannot write {kind:?}")).input("kinds: jsonl");
-        }
-        Ok(Some(Self { personal: None, population: None, part: Part::begin(out)? }))
+        let kind = Kind::to_write(kind)?;
+        let ids = if args.ids_with_user { QuestionIds::WithUser } else { QuestionIds::Own };
+        Ok(Some(Self { kind, ids, part: Part::begin(out)? }))
     }
 
-    /// Writes one user.
-    pub(super) fn put(&mut self, role: Role, record: &UserRecord) -> anyhow::Result<()> {
-        let (place, name) = match role {
-            Role::Personal => (&mut self.personal, JSONL[0]),
-            Role::Population => (&mut self.population, JSONL[1]),
+    /// Writes the users of a role; none, no file.
+    pub(super) fn write(
+        &self,
+        role: Role,
+        task: Option<LampTask>,
+        users: Records<'_>,
+    ) -> anyhow::Result<()> {
+        let mut users = users.peekable();
+        // The files beside the users' are there for all of them or none: the first one tells.
+        let (profile, answer) = match users.peek() {
+            None => return Ok(()),
+            Some(Ok(user)) => (user.profile.is_some(), is_answered(user, task)),
+            Some(Err(_)) => (false, false),
         };
-        let file = match place {
-            Some(file) => file,
-            None => place.insert(File::begin(&self.part.folder.join(name))?),
+        let names = self.kind.names(role, task);
+        let file = |name: &str, wanted: bool| {
+            let path = Some(self.part.folder.join(name)).filter(|_| wanted && !name.is_empty());
+            path.map(|path| File::begin(&path)).transpose()
         };
-        jsonl::write_user(&mut file.0, record).with_context(|| format!("{name} cannot be written"))
+        let mut main = file(names.users, true)?.context("a kind without a file of users")?;
+        let mut answers = file(names.answers, answer)?;
+        let mut profiles = file(names.profiles, profile)?;
+        let (beside, about) = (dynamic(&mut answers), dynamic(&mut profiles));
+        let needed = || task.context("the files are written for a task").input("give --task");
+        match self.kind {
+            Kind::Jsonl => {
+                for user in users {
+                    jsonl::write_user(&mut main.0, &user.input("the data changed")?)?;
+                }
+            }
+            Kind::Lamp => {
+                let files = LampFiles { questions: &mut main.0, outputs: beside, profiles: about };
+                write_lamp(needed()?, users, self.ids, files).map_err(cannot)?;
+            }
+            Kind::Oppu => {
+                let files = OppuFiles { users: &mut main.0, labels: beside, profiles: about };
+                write_oppu(needed()?, users, self.ids, files).map_err(cannot)?;
+            }
+        }
+        [Some(main), answers, profiles].into_iter().flatten().try_for_each(File::commit)
     }
 
     /// Puts the folder under its name and says which.
     pub(super) fn commit(self) -> anyhow::Result<PathBuf> {
-        for file in [self.personal, self.population].into_iter().flatten() {
-            file.commit()?;
-        }
         self.part.commit()
     }
+}
+
+fn cannot(error: WriteError) -> anyhow::Error {
+    let hint = match &error {
+        WriteError::Io(_) => return error.into(),
+        WriteError::DuplicateQuestion { .. } => "--ids-with-user writes USER:QUERY as the id",
+        WriteError::NoQueries { .. } => "--min-queries 1 leaves such users out",
+        _ => "docs/guides/data.md says what the kind's files must have",
+    };
+    let failed: anyhow::Result<()> = Err(error).input(hint);
+    failed.err().unwrap_or_else(|| anyhow::anyhow!("writing failed"))
+}
+
+fn is_answered(user: &UserRecord, task: Option<LampTask>) -> bool {
+    let field = task.and_then(LampTask::answer_field).unwrap_or("gold");
+    let first = user.queries.first();
+    first.is_some_and(|query| query.field("gold").or_else(|| query.field(field)).is_some())
+}
+
+fn dynamic(file: &mut Option<File>) -> Option<&mut dyn Write> {
+    file.as_mut().map(|file| -> &mut dyn Write { &mut file.0 })
 }
 
 /// A file that appears when it is whole.

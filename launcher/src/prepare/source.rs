@@ -1,17 +1,23 @@
 //! Data of any kind, opened: an index of its users, and the users one after another.
 
 use super::choose::Choice;
+use super::layout::{Files, Kind};
 use crate::cli::PrepareArgs;
 use crate::exit::Fails;
 use anyhow::Context;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use trainer::data::ml100k::{self, Ml100k};
+use trainer::data::spam_assassin::{self, Shape};
 use trainer::data::timeline::{Corpus, Cut, Event, Timeline};
-use trainer::data::{Dataset, OnBad, Role, Source, UserRecord, chitchat, jsonl, spam_assassin};
+use trainer::data::{
+    Dataset, LampSet, LampTask, OnBad, Records, Role, Selection, Source, chitchat, jsonl,
+};
 use trainer::ids::UserKey;
 
 const HINT: &str = "docs/guides/data.md says what every kind expects";
+const KINDS: &str =
+    "write --from KIND=PATH; kinds: jsonl, lamp, oppu, ml-100k, chitchat, spam-assassin";
 
 /// Bad records: the first, and how many.
 #[derive(Debug, Default)]
@@ -19,9 +25,6 @@ pub(super) struct Problems {
     pub(super) listed: Vec<String>,
     pub(super) count: u64,
 }
-
-/// Who takes the users, one at a time.
-pub(super) type Taker<'a> = dyn FnMut(Role, UserRecord) -> anyhow::Result<()> + 'a;
 
 /// A user as far as choosing needs it.
 pub(super) struct Candidate {
@@ -31,7 +34,13 @@ pub(super) struct Candidate {
 }
 
 /// Opened data.
-pub(super) enum Opened {
+pub(super) struct Opened {
+    /// The task, as given or as the kind has it.
+    pub(super) task: Option<LampTask>,
+    held: Held,
+}
+
+enum Held {
     /// Files of users: indexed, read again user by user.
     Files(Box<Dataset>),
     /// People's events, held; the cuts make users of them.
@@ -40,86 +49,93 @@ pub(super) enum Opened {
 
 impl Opened {
     /// Opens `KIND=PATH`.
-    pub(super) fn open(from: &str, args: &PrepareArgs) -> anyhow::Result<Self> {
-        let (kind, path) = from.split_once('=').context("--from has no `=`").input(
-            "write --from jsonl=FILE, ml-100k=FOLDER, chitchat=FOLDER or spam-assassin=FOLDER",
-        )?;
+    pub(super) fn open(
+        from: &str,
+        task: Option<LampTask>,
+        args: &PrepareArgs,
+    ) -> anyhow::Result<Self> {
+        let (kind, path) = from.split_once('=').context("--from has no `=`").input(KINDS)?;
         let path = Path::new(path);
-        let corpus = match kind {
-            "jsonl" => return Self::jsonl(path, args),
-            "ml-100k" => ratings(path)?,
-            "chitchat" => chitchat::read(path).input(HINT)?,
-            "spam-assassin" => spam_assassin::read(path, shape(args)?).input(HINT)?,
-            _ => {
-                let error = anyhow::anyhow!("unknown kind of data {kind:?}");
-                return Err(error).input("kinds: jsonl, ml-100k, chitchat, spam-assassin");
-            }
-        };
-        if args.population_file.is_some() {
-            let error = anyhow::anyhow!("{kind} has no population file");
+        if let Some(kind) = Kind::parse(kind) {
+            let held = Held::Files(Box::new(files(kind, path, task, args)?));
+            return Ok(Self { task, held });
+        }
+        let beside = [&args.population_file, &args.answers, &args.profiles];
+        if beside.iter().any(|file| file.is_some()) {
+            let error = anyhow::anyhow!("{kind} has no further files");
             return Err(error).input("--split-population parts its users");
         }
-        let cut = |held_out_percent| Cut {
-            held_out_percent,
+        let (corpus, task) = match kind {
+            "ml-100k" => (ratings(path)?, only(kind, task, LampTask::Rating)?),
+            "chitchat" => {
+                let task = only(kind, task, LampTask::TweetParaphrase)?;
+                (chitchat::read(path).input(HINT)?, task)
+            }
+            "spam-assassin" => {
+                let (shape, task) = shape(task)?;
+                (spam_assassin::read(path, shape).input(HINT)?, task)
+            }
+            _ => return Err(anyhow::anyhow!("unknown kind of data {kind:?}")).input(KINDS),
+        };
+        let personal = Cut {
+            held_out_percent: args.held_out_percent,
             min_history: args.min_history,
             max_history: args.max_history.unwrap_or(usize::MAX),
             min_queries: args.min_queries.unwrap_or(1),
             max_queries: args.max_queries.unwrap_or(usize::MAX),
         };
-        let personal = cut(args.held_out_percent);
-        // The shared adapter learns from the queries of these users: their number is not cut.
+        // The shared adapter learns from these users' queries: their number is not cut.
         let population = Cut {
+            held_out_percent: args.population_held_out_percent,
             min_history: 0,
             min_queries: 1,
             max_queries: usize::MAX,
-            ..cut(args.population_held_out_percent)
+            ..personal
         };
-        Ok(Self::Events { corpus, personal, population })
+        Ok(Self { task: Some(task), held: Held::Events { corpus, personal, population } })
     }
 
-    /// One file, or a folder as `--to jsonl` leaves it.
-    fn jsonl(path: &Path, args: &PrepareArgs) -> anyhow::Result<Self> {
-        let [personal, population] = super::output::JSONL.map(|name| path.join(name));
-        let (personal, population) = if path.is_dir() {
-            (personal, Some(population).filter(|file| file.exists()))
-        } else {
-            (path.to_owned(), None)
-        };
-        let population: Option<PathBuf> = args.population_file.clone().or(population);
-        let source = Source::Jsonl { personal, population, max_line_bytes: jsonl::MAX_LINE_BYTES };
-        let on_bad = if args.strict { OnBad::Stop } else { OnBad::Quarantine };
-        Ok(Self::Files(Box::new(trainer::data::load(&source, on_bad).input(HINT)?)))
+    /// Whether users are cut from people's events.
+    pub(super) fn has_events(&self) -> bool {
+        matches!(self.held, Held::Events { .. })
     }
 
     /// What was skipped because it is not what its format says.
     pub(super) fn problems(&self) -> Problems {
-        let (listed, count): (Vec<String>, _) = match self {
-            Self::Files(data) => {
+        let (listed, count): (Vec<String>, _) = match &self.held {
+            Held::Files(data) => {
                 let bad = &data.index().quarantined;
                 let listed = bad.iter().take(Corpus::MAX_LISTED);
                 (listed.map(ToString::to_string).collect(), bad.len() as u64)
             }
-            Self::Events { corpus, .. } => {
+            Held::Events { corpus, .. } => {
                 (corpus.unreadable.iter().map(ToString::to_string).collect(), corpus.num_unreadable)
             }
         };
         Problems { listed, count }
     }
 
-    /// What the corpus' own rules left out.
+    /// What the kind's own rules left out.
     pub(super) fn left_out(&self) -> BTreeMap<String, u64> {
-        match self {
-            Self::Files(_) => BTreeMap::new(),
-            Self::Events { corpus, .. } => {
-                corpus.left_out.iter().map(|(rule, n)| ((*rule).to_owned(), *n)).collect()
+        let rules: Vec<(&str, u64)> = match &self.held {
+            Held::Files(data) => {
+                let tally = data.index().tally;
+                vec![
+                    ("values of unknown keys", tally.dropped_values),
+                    ("history items given twice", tally.repeated_items),
+                    ("history items that a question of the user asks about", tally.leaked_items),
+                ]
             }
-        }
+            Held::Events { corpus, .. } => corpus.left_out.iter().map(|(r, n)| (*r, *n)).collect(),
+        };
+        let some = rules.into_iter().filter(|(_, count)| *count > 0);
+        some.map(|(rule, count)| (rule.to_owned(), count)).collect()
     }
 
-    /// Everybody who could be a personal user, with their sizes before any cut of the number kept.
+    /// Everybody who could be a personal user, with sizes before anything is cut off.
     pub(super) fn candidates(&self) -> Vec<Candidate> {
-        match self {
-            Self::Files(data) => {
+        match &self.held {
+            Held::Files(data) => {
                 let of = |user: &trainer::data::UserSummary| Candidate {
                     key: user.key,
                     num_history: user.num_history,
@@ -127,11 +143,10 @@ impl Opened {
                 };
                 data.index().personal.iter().map(of).collect()
             }
-            Self::Events { corpus, personal, .. } => {
+            Held::Events { corpus, personal, .. } => {
                 let of = |timeline: &Timeline| {
-                    let key = timeline.id.key();
                     let (num_history, num_queries) = personal.sizes(timeline);
-                    Candidate { key, num_history, num_queries }
+                    Candidate { key: timeline.id.key(), num_history, num_queries }
                 };
                 corpus.timelines.iter().map(of).collect()
             }
@@ -140,54 +155,87 @@ impl Opened {
 
     /// Whether the population is a file of its own.
     pub(super) fn has_population(&self) -> bool {
-        matches!(self, Self::Files(data) if !data.index().population.is_empty())
+        matches!(&self.held, Held::Files(data) if !data.index().population.is_empty())
     }
 
-    /// Gives the chosen users to `take`, in the order of the source, personal file first.
-    pub(super) fn each(
-        &self,
-        choice: &Choice,
-        left_out: &mut BTreeMap<String, u64>,
-        take: &mut Taker<'_>,
-    ) -> anyhow::Result<()> {
-        let mut leave_out = |why: &str| *left_out.entry(why.to_owned()).or_default() += 1;
-        match self {
-            Self::Files(data) => {
-                for record in data.users() {
-                    let record = record.input(HINT)?;
-                    match choice.role(&record.id.key()) {
-                        None => leave_out(NOT_CHOSEN),
-                        Some(Role::Population) if record.queries.is_empty() => {
-                            leave_out(NO_QUERIES)
-                        }
-                        Some(Role::Population) => take(Role::Population, record)?,
-                        Some(Role::Personal) => take(Role::Personal, choice.cut(record))?,
-                    }
-                }
-                for record in data.population() {
-                    take(Role::Population, record.input(HINT)?)?;
-                }
+    /// The chosen users of a role, in the order of the source.
+    pub(super) fn users<'a>(&'a self, role: Role, choice: &'a Choice) -> Records<'a> {
+        match &self.held {
+            Held::Files(data) if role == Role::Population && self.has_population() => {
+                data.population()
             }
-            Self::Events { corpus, personal, population } => {
-                for timeline in &corpus.timelines {
-                    let Some(role) = choice.role(&timeline.id.key()) else {
-                        leave_out(NOT_CHOSEN);
-                        continue;
-                    };
-                    let cut = if role == Role::Personal { personal } else { population };
-                    match cut.record(timeline.clone()) {
-                        Some(record) => take(role, record)?,
-                        None => leave_out(NO_QUERIES),
-                    }
-                }
+            Held::Files(data) => Box::new(data.users().filter_map(move |record| match record {
+                Ok(record) => choice.take(role, record).map(Ok),
+                Err(error) => Some(Err(error)),
+            })),
+            Held::Events { corpus, personal, population } => {
+                let cut = if role == Role::Personal { personal } else { population };
+                let ours =
+                    move |timeline: &&Timeline| choice.role(&timeline.id.key()) == Some(role);
+                let all = corpus.timelines.iter().filter(ours);
+                Box::new(all.filter_map(move |timeline| cut.record(timeline.clone()).map(Ok)))
             }
         }
-        Ok(())
     }
 }
 
-const NOT_CHOSEN: &str = "users who do not qualify or are not asked for";
-const NO_QUERIES: &str = "population users without a query";
+/// Files of users: a folder with the kind's names in it, or the files one by one.
+fn files(
+    kind: Kind,
+    path: &Path,
+    task: Option<LampTask>,
+    args: &PrepareArgs,
+) -> anyhow::Result<Dataset> {
+    let given = |users: &Path| Files {
+        users: users.to_owned(),
+        answers: args.answers.clone(),
+        profiles: args.profiles.clone(),
+    };
+    let (personal, mut population) = if path.is_dir() {
+        let names = kind.names(Role::Personal, task);
+        let lacks = || anyhow::anyhow!("{} has no {}", path.display(), names.users);
+        let personal = kind.find(path, Role::Personal, task).ok_or_else(lacks);
+        (personal.input("or give the file itself")?, kind.find(path, Role::Population, task))
+    } else {
+        (given(path), None)
+    };
+    if let Some(users) = &args.population_file {
+        let (answers, profiles) =
+            (args.population_answers.clone(), args.population_profiles.clone());
+        population = Some(Files { users: users.clone(), answers, profiles });
+    }
+    let selection = Selection::default();
+    let needed = || task.context("the files do not say their task").input("give --task");
+    let source = match kind {
+        Kind::Jsonl => Source::Jsonl {
+            personal: personal.users,
+            population: population.map(|files| files.users),
+            max_line_bytes: jsonl::MAX_LINE_BYTES,
+            selection,
+        },
+        Kind::Lamp => {
+            let set =
+                |f: Files| LampSet { questions: f.users, outputs: f.answers, profiles: f.profiles };
+            let (personal, population) = (set(personal), population.map(set));
+            Source::Lamp { task: needed()?, personal, population, selection }
+        }
+        Kind::Oppu => {
+            let (population, population_profiles) =
+                population.map_or((None, None), |f| (Some(f.users), f.profiles));
+            Source::Oppu {
+                task: needed()?,
+                personal: personal.users,
+                labels: personal.answers,
+                profiles: personal.profiles,
+                population,
+                population_profiles,
+                selection,
+            }
+        }
+    };
+    let on_bad = if args.strict { OnBad::Stop } else { OnBad::Quarantine };
+    trainer::data::load(&source, on_bad).input(HINT)
+}
 
 /// MovieLens' people with all their ratings, so that they are cut as every other corpus is.
 fn ratings(path: &Path) -> anyhow::Result<Corpus> {
@@ -209,11 +257,18 @@ fn ratings(path: &Path) -> anyhow::Result<Corpus> {
     Ok(Corpus { timelines: timelines.collect(), ..Corpus::default() })
 }
 
-fn shape(args: &PrepareArgs) -> anyhow::Result<spam_assassin::Shape> {
-    match args.task.as_deref() {
-        Some("email_subject") => Ok(spam_assassin::Shape::EmailSubject),
-        Some("headline") => Ok(spam_assassin::Shape::Headline),
-        other => Err(anyhow::anyhow!("spam-assassin has no task {:?}", other.unwrap_or("")))
+fn only(kind: &str, asked: Option<LampTask>, task: LampTask) -> anyhow::Result<LampTask> {
+    if asked.is_some_and(|asked| asked != task) {
+        return Err(anyhow::anyhow!("{kind} has the task {task} only")).input("leave --task out");
+    }
+    Ok(task)
+}
+
+fn shape(task: Option<LampTask>) -> anyhow::Result<(Shape, LampTask)> {
+    match task {
+        Some(LampTask::EmailSubject) => Ok((Shape::EmailSubject, LampTask::EmailSubject)),
+        Some(LampTask::Headline) => Ok((Shape::Headline, LampTask::Headline)),
+        _ => Err(anyhow::anyhow!("spam-assassin has two tasks"))
             .input("write --task email_subject or --task headline"),
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize as Derive;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use trainer::data::{Item, Role, UserRecord};
+use trainer::data::{Item, LampTask, Role, UserRecord};
 use trainer::model::tokenizer::Tokenizer;
 
 /// Answers of more kinds than this are free text: they are no labels and not held.
@@ -14,8 +14,8 @@ const MAX_LABELS: usize = 50;
 /// A text of so many words that stands in two places is no accident.
 const LONG_WORDS: usize = 4;
 
-/// Fields that are labels where a query has no `gold`.
-const LABELS: [&str; 3] = ["score", "tag", "category"];
+/// Fields that are answers where no task says which.
+const ANSWERS: [&str; 3] = ["score", "tag", "category"];
 
 /// How lengths are measured.
 pub(super) enum Measure {
@@ -165,13 +165,26 @@ pub(super) struct Group {
 }
 
 /// All users.
-#[derive(Debug, Default, Derive)]
+#[derive(Debug, Derive)]
 pub(super) struct Statistics {
+    /// The fields that answer, without `gold`.
+    #[serde(skip)]
+    answers: Vec<&'static str>,
     pub(super) personal: Group,
     pub(super) population: Group,
 }
 
 impl Statistics {
+    /// Nothing counted yet.
+    pub(super) fn new(task: Option<LampTask>) -> Self {
+        let own = |task: LampTask| {
+            let field = task.answer_field().filter(|f| !task.payload_fields().contains(f));
+            field.into_iter().collect()
+        };
+        let answers = task.map_or_else(|| ANSWERS.to_vec(), own);
+        Self { answers, personal: Group::default(), population: Group::default() }
+    }
+
     pub(super) fn users(&self) -> u64 {
         self.personal.users + self.population.users
     }
@@ -187,12 +200,17 @@ impl Statistics {
             Role::Personal => &mut self.personal,
             Role::Population => &mut self.population,
         };
-        group.add(user, measure)
+        group.add(user, measure, &self.answers)
     }
 }
 
 impl Group {
-    fn add(&mut self, user: &UserRecord, measure: &Measure) -> anyhow::Result<()> {
+    fn add(
+        &mut self,
+        user: &UserRecord,
+        measure: &Measure,
+        answers: &[&'static str],
+    ) -> anyhow::Result<()> {
         let UserRecord { history, queries, .. } = user;
         self.users += 1;
         self.history_items += history.len() as u64;
@@ -205,17 +223,15 @@ impl Group {
         let mut known = BTreeSet::new();
         for item in history {
             self.history_item_length.add(measure.of(&joined(item, &["date"]))?);
-            LABELS
-                .iter()
-                .filter_map(|name| item.field(name))
-                .for_each(|l| self.history_labels.add(l));
+            let labels = answers.iter().filter_map(|name| item.field(name));
+            labels.for_each(|label| self.history_labels.add(label));
             let content: Vec<_> = item.fields.iter().filter(|(name, _)| *name != "date").collect();
             self.repeated_items += u64::from(!seen.insert(content));
             known.extend(long_texts(item));
         }
         for query in queries {
             self.known_queries += u64::from(long_texts(query).any(|text| known.contains(text)));
-            let answer = answer(query);
+            let answer = answer(query, answers);
             let question = match query.field("input") {
                 Some(input) => measure.of(input)?,
                 None => {
@@ -234,9 +250,9 @@ impl Group {
     }
 }
 
-/// The field that is a query's answer, as far as no task is known.
-fn answer(query: &Item) -> Option<(&'static str, &str)> {
-    let names = std::iter::once("gold").chain(LABELS);
+/// A query's answer and its field: `gold`, or the first of `answers` there is.
+fn answer<'a>(query: &'a Item, answers: &[&'static str]) -> Option<(&'static str, &'a str)> {
+    let names = std::iter::once("gold").chain(answers.iter().copied());
     names.into_iter().find_map(|name| Some((name, query.field(name)?)))
 }
 

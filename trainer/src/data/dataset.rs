@@ -1,47 +1,18 @@
 //! One data set of a run: an index pass over its sources, then users by stream or by number.
 
-use super::jsonl::{Limits, Reader, Span};
-use super::ml100k::{self, Ml100k};
-use super::{DataError, Fingerprint, Problem, Role, UserRecord, fingerprint, user_fingerprint};
+use super::jsonl::{Limits, Reader};
+use super::lamp::{LampTask, QuestionFiles, UserFiles, index_oppu, index_questions};
+use super::ml100k;
+use super::pass::Pass;
+use super::shelf::{Form, Shelf, Spans};
+use super::source::{LampSet, OnBad, Source};
+use super::{
+    DataError, Fingerprint, Problem, Role, Selection, UserRecord, fingerprint, user_fingerprint,
+};
 use crate::ids::{UserId, UserKey};
-use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-
-/// Where the users come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
-pub enum Source {
-    /// Myriad JSONL files.
-    Jsonl {
-        /// Users who get adapters.
-        personal: PathBuf,
-        /// Other users, for the population stage.
-        population: Option<PathBuf>,
-        /// Longest line in bytes.
-        max_line_bytes: usize,
-    },
-    /// MovieLens 100k as the `recbole` package carries it.
-    Ml100k {
-        /// The folder; [`ml100k::read`] says which are tried.
-        path: PathBuf,
-        /// Which users and items.
-        selection: Ml100k,
-    },
-}
-
-/// What to do with a bad record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum OnBad {
-    /// The first one ends the load with its error.
-    Stop,
-    /// Skip it and list it in [`Index::quarantined`].
-    Quarantine,
-}
 
 /// What planning needs to know of a user without holding the records.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,12 +25,32 @@ pub struct UserSummary {
     pub num_history: usize,
     /// Queries.
     pub num_queries: usize,
-    /// Bytes of the texts of all items: fields and their names.
+    /// Bytes of the texts of all items, fields and their names, and of the profile text.
     pub bytes: u64,
     /// Hash of the record.
     pub fingerprint: Fingerprint,
     /// Where the record is, for sources that are read again.
-    span: Option<Span>,
+    pub(super) spans: Spans,
+}
+
+/// What was left out of good records.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Values of unknown keys that are no scalars (`null`, arrays, objects), and all unknown keys of
+    /// an OPPU user.
+    pub dropped_values: u64,
+    /// History items that were twice in one profile, the same.
+    pub repeated_items: u64,
+    /// Items left out of the history of a LaMP user because a question of this user asks about them.
+    pub leaked_items: u64,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.dropped_values += other.dropped_values;
+        self.repeated_items += other.repeated_items;
+        self.leaked_items += other.leaked_items;
+    }
 }
 
 /// The result of the index pass.
@@ -71,6 +62,8 @@ pub struct Index {
     pub population: Vec<UserSummary>,
     /// Bad records that were skipped, in file order, personal file first.
     pub quarantined: Vec<Problem>,
+    /// What was left out of good records.
+    pub tally: Tally,
     /// Hash of all good records; independent of their order.
     pub fingerprint: Fingerprint,
 }
@@ -80,11 +73,11 @@ pub type Records<'a> = Box<dyn Iterator<Item = Result<UserRecord, DataError>> + 
 
 #[derive(Debug)]
 enum Held {
-    Files { personal: PathBuf, population: Option<PathBuf> },
+    Files { personal: Box<Shelf>, population: Option<Box<Shelf>> },
     Memory { personal: Vec<UserRecord>, population: Vec<UserRecord> },
 }
 
-/// An indexed data set. JSONL records stay in their files; ml-100k (2 MB) is held.
+/// An indexed data set. Records stay in their files; ml-100k (2 MB) is held.
 #[derive(Debug)]
 pub struct Dataset {
     index: Index,
@@ -96,70 +89,135 @@ pub struct Dataset {
 /// Population users that are also personal users are refused: the population stage must not see them.
 ///
 /// # Errors
-/// The system's; under [`OnBad::Stop`] the first bad record; for ml-100k a bad table or selection.
+/// The system's; under [`OnBad::Stop`] the first bad record; a bad table, a file of another task, a
+/// selection of nothing or of more users than there are.
 pub fn load(source: &Source, on_bad: OnBad) -> Result<Dataset, DataError> {
-    let mut quarantined = Vec::new();
-    let (records, personal, population) = match source {
-        Source::Ml100k { path, selection } => {
-            let chosen = ml100k::read(path, selection)?;
-            let summaries = |users: &[UserRecord]| users.iter().map(|u| summary(u, None)).collect();
-            let (personal, population) =
-                (summaries(&chosen.personal), summaries(&chosen.population));
-            let ml100k::Chosen { personal: ours, population: others } = chosen;
-            (Held::Memory { personal: ours, population: others }, personal, population)
-        }
-        Source::Jsonl { personal, population, max_line_bytes } => {
-            let mut limits =
-                Limits { max_line_bytes: *max_line_bytes, ..Limits::new(Role::Personal) };
-            let ours = index_file(personal, limits.clone(), on_bad, &mut quarantined)?;
-            limits.role = Role::Population;
-            limits.excluded = Arc::new(ours.iter().map(|u| u.key).collect::<BTreeSet<_>>());
-            let others = match population {
-                Some(path) => index_file(path, limits, on_bad, &mut quarantined)?,
-                None => Vec::new(),
-            };
-            let (personal, population) = (personal.clone(), population.clone());
-            (Held::Files { personal, population }, ours, others)
-        }
+    let (mut quarantined, mut tally) = (Vec::new(), Tally::default());
+    let (records, personal, population) = if let Source::Ml100k { path, selection } = source {
+        let ml100k::Chosen { personal, population } = ml100k::read(path, selection)?;
+        let summaries = |users: &[UserRecord]| -> Vec<_> {
+            users.iter().map(|u| UserSummary::new(u, Spans::Nowhere)).collect()
+        };
+        let (ours, others) = (summaries(&personal), summaries(&population));
+        (Held::Memory { personal, population }, ours, others)
+    } else {
+        let selection = selection(source);
+        selection.check()?;
+        let mut pass = Pass {
+            quarantined: &mut quarantined,
+            tally: &mut tally,
+            on_bad,
+            role: Role::Personal,
+            part: selection.part(Role::Personal),
+            excluded: Arc::default(),
+        };
+        let (personal, ours) = index_personal(source, &mut pass)?;
+        pass.role = Role::Population;
+        pass.part = selection.part(Role::Population);
+        pass.excluded = Arc::new(ours.iter().map(|u| u.key).collect::<BTreeSet<_>>());
+        let (population, others) = match index_population(source, &mut pass)? {
+            Some((shelf, others)) => (Some(Box::new(shelf)), others),
+            None => (None, Vec::new()),
+        };
+        (Held::Files { personal: Box::new(personal), population }, ours, others)
     };
     let pairs = |users: &[UserSummary]| -> Vec<_> {
         users.iter().map(|u| (u.key, u.fingerprint)).collect()
     };
     let fingerprint = fingerprint(&pairs(&personal), &pairs(&population));
-    Ok(Dataset { index: Index { personal, population, quarantined, fingerprint }, records })
+    let index = Index { personal, population, quarantined, tally, fingerprint };
+    Ok(Dataset { index, records })
 }
 
-fn index_file(
-    path: &Path,
-    limits: Limits,
-    on_bad: OnBad,
-    quarantined: &mut Vec<Problem>,
-) -> Result<Vec<UserSummary>, DataError> {
-    let mut reader = Reader::open(path, limits)?;
+fn selection(source: &Source) -> Selection {
+    match source {
+        Source::Jsonl { selection, .. }
+        | Source::Lamp { selection, .. }
+        | Source::Oppu { selection, .. } => selection.clone(),
+        // Its selection is its own.
+        Source::Ml100k { .. } => Selection::default(),
+    }
+}
+
+type Indexed = Result<(Shelf, Vec<UserSummary>), DataError>;
+
+fn index_personal(source: &Source, pass: &mut Pass<'_>) -> Indexed {
+    match source {
+        Source::Jsonl { personal, max_line_bytes, .. } => jsonl(personal, *max_line_bytes, pass),
+        Source::Lamp { task, personal, .. } => lamp(*task, personal, pass),
+        Source::Oppu { task, personal, labels, profiles, .. } => {
+            oppu(*task, personal, labels.as_deref(), profiles.as_deref(), pass)
+        }
+        Source::Ml100k { path, .. } => Err(DataError::NoMl100k { tried: vec![path.clone()] }),
+    }
+}
+
+fn index_population(
+    source: &Source,
+    pass: &mut Pass<'_>,
+) -> Result<Option<(Shelf, Vec<UserSummary>)>, DataError> {
+    if pass.part.is_full(0) {
+        return Ok(None);
+    }
+    match source {
+        Source::Jsonl { population: Some(path), max_line_bytes, .. } => {
+            jsonl(path, *max_line_bytes, pass).map(Some)
+        }
+        Source::Lamp { task, population: Some(set), .. } => lamp(*task, set, pass).map(Some),
+        Source::Oppu { task, population: Some(path), population_profiles, .. } => {
+            oppu(*task, path, None, population_profiles.as_deref(), pass).map(Some)
+        }
+        _ => pass.part.check(0).map(|()| None),
+    }
+}
+
+fn jsonl(path: &Path, max_line_bytes: usize, pass: &mut Pass<'_>) -> Indexed {
+    let (role, excluded) = (pass.role, pass.excluded.clone());
+    let mut reader = Reader::open(path, Limits { role, max_line_bytes, excluded })?;
     let mut users = Vec::new();
-    while let Some(record) = reader.next() {
-        match record {
-            Ok(user) => users.push(summary(&user, Some(reader.span()))),
-            Err(DataError::Bad(problem)) if on_bad == OnBad::Quarantine => {
-                quarantined.push(problem)
-            }
-            Err(other) => return Err(other),
+    while !pass.part.is_full(users.len()) {
+        match reader.next() {
+            None => break,
+            Some(Ok(user)) => users.extend(pass.select(user, Spans::One(reader.span()))),
+            Some(Err(DataError::Bad(problem))) => pass.refuse(problem)?,
+            Some(Err(other)) => return Err(other),
         }
     }
-    Ok(users)
+    pass.part.check(users.len())?;
+    Ok((Shelf::new(path, Form::Jsonl, pass), users))
 }
 
-fn summary(user: &UserRecord, span: Option<Span>) -> UserSummary {
-    let items = user.history.iter().chain(&user.queries);
-    let bytes = items.flat_map(|i| &i.fields).map(|(k, v)| (k.len() + v.len()) as u64).sum();
-    UserSummary {
-        id: user.id.clone(),
-        key: user.id.key(),
-        num_history: user.history.len(),
-        num_queries: user.queries.len(),
-        bytes,
-        fingerprint: user_fingerprint(user),
-        span,
+fn lamp(task: LampTask, set: &LampSet, pass: &mut Pass<'_>) -> Indexed {
+    let (outputs, profiles) = (set.outputs.as_deref(), set.profiles.as_deref());
+    let files = QuestionFiles { task, questions: &set.questions, outputs, profiles };
+    let (join, users) = index_questions(&files, pass)?;
+    Ok((Shelf::new(&set.questions, Form::Lamp(join), pass), users))
+}
+
+fn oppu(
+    task: LampTask,
+    path: &Path,
+    answers: Option<&Path>,
+    profiles: Option<&Path>,
+    pass: &mut Pass<'_>,
+) -> Indexed {
+    let (join, users) = index_oppu(&UserFiles { task, users: path, answers, profiles }, pass)?;
+    Ok((Shelf::new(path, Form::Oppu(join), pass), users))
+}
+
+impl UserSummary {
+    pub(super) fn new(user: &UserRecord, spans: Spans) -> Self {
+        let items = user.history.iter().chain(&user.queries);
+        let fields = items.flat_map(|i| &i.fields).map(|(k, v)| (k.len() + v.len()) as u64);
+        Self {
+            id: user.id.clone(),
+            key: user.id.key(),
+            num_history: user.history.len(),
+            num_queries: user.queries.len(),
+            bytes: fields.sum::<u64>() + user.profile.as_ref().map_or(0, |p| p.len() as u64),
+            fingerprint: user_fingerprint(user),
+            spans,
+        }
     }
 }
 
@@ -202,7 +260,7 @@ impl Dataset {
         }
     }
 
-    fn path(&self, role: Role) -> Option<&Path> {
+    fn shelf(&self, role: Role) -> Option<&Shelf> {
         match (&self.records, role) {
             (Held::Files { personal, .. }, Role::Personal) => Some(personal),
             (Held::Files { population, .. }, Role::Population) => population.as_deref(),
@@ -219,54 +277,26 @@ impl Dataset {
     }
 
     fn stream(&self, role: Role) -> Records<'_> {
-        let Some(path) = self.path(role) else {
+        let Some(shelf) = self.shelf(role) else {
             return Box::new(self.held(role).iter().cloned().map(Ok));
         };
-        let mut file = match open(path) {
+        let mut file = match shelf.open() {
             Ok(file) => file,
             Err(e) => return Box::new(std::iter::once(Err(e))),
         };
         let summaries = self.summaries(role).iter();
-        Box::new(summaries.map(move |user| read_at(&mut file, path, user)))
+        Box::new(summaries.map(move |user| shelf.read(&mut file, user)))
     }
 
     fn read(&self, role: Role, index: usize) -> Result<UserRecord, DataError> {
         let users = self.summaries(role);
         let none = DataError::NoSuchUser { index, len: users.len() };
         let Some(user) = users.get(index) else { return Err(none) };
-        match self.path(role) {
-            Some(path) => read_at(&mut open(path)?, path, user),
+        match self.shelf(role) {
+            Some(shelf) => shelf.read(&mut shelf.open()?, user),
             None => self.held(role).get(index).cloned().ok_or(none),
         }
     }
-}
-
-fn open(path: &Path) -> Result<BufReader<File>, DataError> {
-    let file = File::open(path).map_err(DataError::io(path))?;
-    Ok(BufReader::with_capacity(1 << 18, file))
-}
-
-/// Reads the record of a summary again and proves that it is the same.
-fn read_at(
-    file: &mut BufReader<File>,
-    path: &Path,
-    user: &UserSummary,
-) -> Result<UserRecord, DataError> {
-    let changed = || DataError::Changed { path: path.to_owned(), user: user.id.clone() };
-    let span = user.span.ok_or_else(changed)?;
-    // Going relative keeps the buffer when users are read in file order.
-    let here = file.stream_position().map_err(DataError::io(path))?;
-    match i64::try_from(i128::from(span.start) - i128::from(here)) {
-        Ok(distance) => file.seek_relative(distance).map_err(DataError::io(path))?,
-        Err(_) => drop(file.seek(SeekFrom::Start(span.start)).map_err(DataError::io(path))?),
-    }
-    let mut line = Vec::new();
-    file.take(span.bytes).read_to_end(&mut line).map_err(DataError::io(path))?;
-    let record = super::json::parse_record(&line).map_err(|_| changed())?;
-    if user_fingerprint(&record) != user.fingerprint {
-        return Err(changed());
-    }
-    Ok(record)
 }
 
 #[cfg(test)]

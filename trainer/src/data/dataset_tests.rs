@@ -1,7 +1,7 @@
 //! Index pass, streams, access by number, quarantine.
 
 use super::*;
-use crate::data::What;
+use crate::data::{Location, Selection, What};
 use std::io::Write as _;
 
 const PERSONAL: &str = concat!(
@@ -29,7 +29,12 @@ fn source(root: &Path) -> Source {
     let (personal, population) = (root.join("p.jsonl"), root.join("o.jsonl"));
     write(&personal, PERSONAL);
     write(&population, POPULATION);
-    Source::Jsonl { personal, population: Some(population), max_line_bytes: 1000 }
+    Source::Jsonl {
+        personal,
+        population: Some(population),
+        max_line_bytes: 1000,
+        selection: Selection::default(),
+    }
 }
 
 #[test]
@@ -48,8 +53,9 @@ fn index_streams_and_numbers_agree() {
     }
     assert!(matches!(data.user(2), Err(DataError::NoSuchUser { index: 2, len: 2 })));
     assert_eq!(data.population().map(Result::unwrap).next(), data.population_user(0).ok());
-    let reasons: Vec<_> = index.quarantined.iter().map(|p| (p.line, p.what.clone())).collect();
-    assert_eq!(reasons, [(3, What::EmptyHistory), (2, What::InBothSets), (3, What::NoQueries)]);
+    let reasons: Vec<_> = index.quarantined.iter().map(|p| (p.at, p.what.clone())).collect();
+    let expected = [(3, What::EmptyHistory), (2, What::InBothSets), (3, What::NoQueries)];
+    assert_eq!(reasons, expected.map(|(line, what)| (Location::Line(line), what)));
     let shown = index.quarantined[0].to_string();
     assert!(
         shown.ends_with("p.jsonl:3: user b: the history is empty: there is nothing to train on"),
@@ -61,7 +67,10 @@ fn index_streams_and_numbers_agree() {
 fn strict_stops_at_the_first_bad_record() {
     let root = tempfile::tempdir().unwrap();
     let error = load(&source(root.path()), OnBad::Stop).unwrap_err();
-    assert!(matches!(error, DataError::Bad(Problem { line: 3, what: What::EmptyHistory, .. })));
+    assert!(matches!(
+        error,
+        DataError::Bad(Problem { at: Location::Line(3), what: What::EmptyHistory, .. })
+    ));
 }
 
 #[test]
@@ -79,7 +88,11 @@ fn a_file_changed_after_the_index_pass_is_noticed() {
 
 #[test]
 fn a_missing_file_is_named() {
-    let source =
-        Source::Jsonl { personal: "/no/such.jsonl".into(), population: None, max_line_bytes: 9 };
+    let source = Source::Jsonl {
+        personal: "/no/such.jsonl".into(),
+        population: None,
+        max_line_bytes: 9,
+        selection: Selection::default(),
+    };
     assert!(load(&source, OnBad::Quarantine).unwrap_err().to_string().contains("/no/such.jsonl"));
 }

@@ -1,5 +1,6 @@
 //! What can be wrong with data, by name, with the place.
 
+use super::lamp::{LampTask, NoMarker};
 use crate::ids::UserId;
 use std::fmt;
 use std::io;
@@ -65,7 +66,7 @@ pub enum DataError {
         "the selection asks for {wanted} users with at least {min_history} history items, {found} qualify"
     )]
     NotEnoughUsers {
-        /// Users asked for, personal and population.
+        /// Users asked for: personal and population in ml-100k, of one file otherwise.
         wanted: usize,
         /// Users that qualify.
         found: usize,
@@ -73,7 +74,7 @@ pub enum DataError {
         min_history: usize,
     },
     /// A selection parameter makes no sense.
-    #[error("ml-100k selection: {0}")]
+    #[error("selection: {0}")]
     Selection(&'static str),
 }
 
@@ -84,14 +85,36 @@ impl DataError {
     }
 }
 
-/// One bad record: where, whose, what. Printed as `file:line: user ID: what`.
+/// A place in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Location {
+    /// A line, from 1.
+    Line(u64),
+    /// A record of a JSON file: its number, from 1, and the byte offset at which it starts.
+    Record(u64, u64),
+    /// The file as a whole.
+    File,
+}
+
+impl fmt::Display for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Line(line) => write!(f, "on line {line}"),
+            Self::Record(number, byte) => write!(f, "record {number} at byte {byte}"),
+            Self::File => write!(f, "in the file"),
+        }
+    }
+}
+
+/// One bad record: where, whose, what. Printed as `file:line: user ID: what`, or
+/// `file: record N at byte B: user ID: what`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
     /// The file.
     pub file: Arc<Path>,
-    /// The line, from 1.
-    pub line: u64,
-    /// The user, when the line could be read that far.
+    /// The place.
+    pub at: Location,
+    /// The user, when the record could be read that far.
     pub user: Option<UserId>,
     /// What is wrong.
     pub what: What,
@@ -101,7 +124,12 @@ impl std::error::Error for Problem {}
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: ", self.file.display(), self.line)?;
+        write!(f, "{}", self.file.display())?;
+        match self.at {
+            Location::Line(line) => write!(f, ":{line}: ")?,
+            Location::Record(..) => write!(f, ": {}: ", self.at)?,
+            Location::File => write!(f, ": ")?,
+        }
         if let Some(user) = &self.user {
             write!(f, "user {user}: ")?;
         }
@@ -116,9 +144,9 @@ pub enum What {
     #[error("the file starts with a byte order mark; save it as UTF-8 without one")]
     ByteOrderMark,
     /// Bytes that are not UTF-8.
-    #[error("not UTF-8 at byte {byte} of the line")]
+    #[error("not UTF-8 at byte {byte} of the record")]
     InvalidUtf8 {
-        /// Offset in the line, from 0.
+        /// Offset in the record, from 0.
         byte: usize,
     },
     /// A line beyond the cap; it is skipped without being held in memory.
@@ -130,7 +158,7 @@ pub enum What {
     /// Not JSON: syntax, a number such as 1e999, a lone surrogate, text after the record.
     #[error("not valid JSON at column {column}: {message}")]
     Json {
-        /// The parser's column, from 1.
+        /// Where the parser stopped: bytes from the start of the line or record, from 1.
         column: usize,
         /// The parser's reason.
         message: String,
@@ -153,8 +181,11 @@ pub enum What {
         /// The key.
         key: String,
     },
-    /// A key of a record other than `id`, `history`, `queries`.
-    #[error("unknown key {} in the record; it has `id`, `history` and `queries`", quoted(key))]
+    /// A key of a record other than `id`, `history`, `queries`, `profile`.
+    #[error(
+        "unknown key {} in the record; it has `id`, `history`, `queries` and `profile`",
+        quoted(key)
+    )]
     UnknownKey {
         /// The key.
         key: String,
@@ -205,16 +236,113 @@ pub enum What {
     #[error("a population user without queries: there is nothing to train on")]
     NoQueries,
     /// A second record of a user; never merged with the first.
-    #[error(
-        "a second record of this user (the first is on line {first_line}); it is refused, not merged"
-    )]
+    #[error("a second record of this user (the first is {first}); it is refused, not merged")]
     DuplicateUser {
-        /// The line of the record that counts.
-        first_line: u64,
+        /// The record that counts.
+        first: Location,
     },
     /// A user among both the personal and the population users.
     #[error("the user is also among the personal users; population users must be others")]
     InBothSets,
+    /// A JSON file whose records can be told apart no further.
+    #[error("at byte {byte}: {reason}; nothing from there on can be read")]
+    Structure {
+        /// Offset in the file.
+        byte: u64,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// A record beyond the cap; it is skipped without being held in memory.
+    #[error("the record is longer than {limit_bytes} bytes")]
+    RecordTooLong {
+        /// The cap.
+        limit_bytes: usize,
+    },
+    /// A record or item without a key that it must have.
+    #[error("{place} has no `{key}`")]
+    MissingKey {
+        /// The record or item.
+        place: String,
+        /// The key.
+        key: &'static str,
+    },
+    /// A question that does not have its task's form.
+    #[error("question {}: {reason}; is the task right?", quoted(id))]
+    Question {
+        /// The question's id.
+        id: String,
+        /// What its text lacks.
+        reason: NoMarker,
+    },
+    /// A question of the population without its answer.
+    #[error("question {} has no answer: the population stage has nothing to train on", quoted(id))]
+    NoAnswer {
+        /// The question's id.
+        id: String,
+    },
+    /// A second question with one id, though answers are found by ids.
+    #[error("a second question with the id {}; answers are found by ids", quoted(id))]
+    DuplicateQuestion {
+        /// The id.
+        id: String,
+    },
+    /// One id with two texts in a file of answers or profile texts.
+    #[error("a second text for the id {}", quoted(id))]
+    DuplicateText {
+        /// The id.
+        id: String,
+    },
+    /// An answer file of another task.
+    #[error("`task` is {}, not {expected}", quoted(found))]
+    WrongTask {
+        /// The task of the run.
+        expected: LampTask,
+        /// What the file says.
+        found: String,
+    },
+    /// Ids of questions (or users) and of the file with their texts differ.
+    #[error("ids do not match: {}", sides.iter().filter(|s| s.count > 0).map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Unmatched {
+        /// Those without a text, and texts without an owner.
+        sides: Box<[Unmatched; 2]>,
+    },
+}
+
+/// Ids on one side of a mismatch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unmatched {
+    /// What the ids are.
+    pub kind: &'static str,
+    /// How many there are.
+    pub count: u64,
+    /// The first of them, at most [`Unmatched::MAX_LISTED`].
+    pub first: Vec<String>,
+}
+
+impl Unmatched {
+    /// Ids kept.
+    pub const MAX_LISTED: usize = 10;
+
+    /// None yet.
+    pub(crate) fn new(kind: &'static str) -> Self {
+        Self { kind, count: 0, first: Vec::new() }
+    }
+
+    /// One more.
+    pub(crate) fn add(&mut self, id: &str) {
+        self.count += 1;
+        if self.first.len() < Self::MAX_LISTED {
+            self.first.push(id.to_owned());
+        }
+    }
+}
+
+impl fmt::Display for Unmatched {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ids: Vec<String> = self.first.iter().map(|id| quoted(id)).collect();
+        let more = if self.count > self.first.len() as u64 { ", …" } else { "" };
+        write!(f, "{} {}: {}{more}", self.count, self.kind, ids.join(", "))
+    }
 }
 
 /// Data in a message: in quotes, control characters escaped, cut at 80 characters.

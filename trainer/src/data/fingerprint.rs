@@ -36,7 +36,8 @@ impl TryFrom<String> for Fingerprint {
     }
 }
 
-/// Hash of one record: id, history and queries in order, fields by name, every text length-prefixed.
+/// Hash of one record: history and queries in order, fields by name, id, the profile text if there is
+/// one; every text length-prefixed.
 pub fn user_fingerprint(record: &UserRecord) -> Fingerprint {
     let mut hasher = blake3::Hasher::new_derive_key("myriad 2026 user record");
     let mut text = |s: &str| {
@@ -56,6 +57,9 @@ pub fn user_fingerprint(record: &UserRecord) -> Fingerprint {
     items(&record.history);
     items(&record.queries);
     text(record.id.as_str());
+    if let Some(profile) = &record.profile {
+        text(profile);
+    }
     Fingerprint(*hasher.finalize().as_bytes())
 }
 
@@ -100,6 +104,8 @@ mod tests {
             r#"{"id":"u","history":[{"id":"1","text":"é5","score":""}]}"#,
             r#"{"id":"u","history":[{"id":"1","text":"é","score":4}]}"#,
             r#"{"id":"u","history":[{"id":"1","text":"é","score":5}],"queries":[{"text":""}]}"#,
+            r#"{"id":"u","history":[{"id":"1","text":"é","score":5}],"profile":""}"#,
+            r#"{"id":"u","history":[{"id":"1","text":"é","score":5}],"profile":"p"}"#,
         ] {
             assert_ne!(plain, of(changed), "{changed}");
         }

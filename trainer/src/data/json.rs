@@ -1,172 +1,18 @@
-//! One JSON line -> one [`UserRecord`], strictly: typed visitors, so that nothing is built from
-//! a line but the record, duplicate keys are seen, and nesting beyond the format's stops at once.
+//! One JSON line -> one [`UserRecord`], strictly (`visit.rs` has the parts).
 
+use super::visit::{Notes, Place, ScalarSeed, checked_id, parse_with, refuse_shapes};
 use super::{Item, UserRecord, What};
 use crate::ids::UserId;
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use std::cell::{Cell, RefCell};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-
-/// Longest user or item id in bytes.
-pub(super) const ID_LIMIT_BYTES: usize = 4096;
-
-/// Integers up to this are exact in a double; a float beyond it may have been an integer that lost digits.
-const EXACT_LIMIT: f64 = 9_007_199_254_740_992.0;
-
-/// What the visitors note on the way: serde's own errors can only carry text.
-#[derive(Default)]
-struct Notes {
-    user: RefCell<Option<UserId>>,
-    what: Cell<Option<What>>,
-}
-
-impl Notes {
-    /// Notes the problem and gives serde something to stop with.
-    fn refuse<E: Error>(&self, what: What) -> E {
-        self.what.set(Some(what));
-        E::custom("refused")
-    }
-}
 
 /// Parses one line.
 ///
 /// # Errors
 /// The problem, and the user's id if it was read before the problem.
 pub(super) fn parse_record(line: &[u8]) -> Result<UserRecord, (Option<UserId>, What)> {
-    let text = match std::str::from_utf8(line) {
-        Ok(text) => text,
-        Err(e) => return Err((None, What::InvalidUtf8 { byte: e.valid_up_to() })),
-    };
     let notes = Notes::default();
-    let mut parser = serde_json::Deserializer::from_str(text);
-    let parsed = RecordSeed(&notes).deserialize(&mut parser).and_then(|r| parser.end().map(|()| r));
-    parsed.map_err(|e| {
-        let json = || What::Json { column: e.column(), message: reason(&e) };
-        (notes.user.take(), notes.what.take().unwrap_or_else(json))
-    })
-}
-
-/// The parser's reason without the line and column it appends (the line is always 1 here).
-fn reason(e: &serde_json::Error) -> String {
-    let full = e.to_string();
-    full.rsplit_once(" at line ").map_or(full.clone(), |(start, _)| start.to_owned())
-}
-
-/// Defines the `visit_*` of every JSON shape a place does not take.
-macro_rules! refuse_shapes {
-    ($expected:literal, $place:expr; $($shape:ident),*) => {
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str($expected)
-        }
-        $(refuse_shapes!(@ $shape, $expected, $place);)*
-    };
-    (@ bool, $e:literal, $p:expr) => { refuse_shapes!(@fn visit_bool, bool, "a boolean", $e, $p); };
-    (@ number, $e:literal, $p:expr) => {
-        refuse_shapes!(@fn visit_i64, i64, "a number", $e, $p);
-        refuse_shapes!(@fn visit_u64, u64, "a number", $e, $p);
-        refuse_shapes!(@fn visit_f64, f64, "a number", $e, $p);
-    };
-    (@ string, $e:literal, $p:expr) => { refuse_shapes!(@fn visit_str, &str, "a string", $e, $p); };
-    (@ null, $e:literal, $p:expr) => {
-        fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-            Err($p(&self).wrong($e, "null"))
-        }
-    };
-    (@ array, $e:literal, $p:expr) => {
-        fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Self::Value, A::Error> {
-            Err($p(&self).wrong($e, "an array"))
-        }
-    };
-    (@ object, $e:literal, $p:expr) => {
-        fn visit_map<A: MapAccess<'de>>(self, _: A) -> Result<Self::Value, A::Error> {
-            Err($p(&self).wrong($e, "an object"))
-        }
-    };
-    (@fn $name:ident, $t:ty, $found:literal, $e:literal, $p:expr) => {
-        fn $name<E: Error>(self, _: $t) -> Result<Self::Value, E> {
-            Err($p(&self).wrong($e, $found))
-        }
-    };
-}
-
-/// Where a visitor is, for messages, and where it notes problems.
-#[derive(Clone, Copy)]
-struct Place<'a> {
-    notes: &'a Notes,
-    list: Option<&'static str>,
-    index: usize,
-    key: Option<&'a str>,
-}
-
-impl Place<'_> {
-    fn wrong<E: Error>(&self, expected: &'static str, found: &'static str) -> E {
-        self.notes.refuse(What::WrongType { place: self.name(), expected, found })
-    }
-
-    fn name(&self) -> String {
-        match (self.list, self.key) {
-            (None, None) => "the record".to_owned(),
-            (None, Some(key)) => format!("`{key}`"),
-            (Some(list), None) => format!("{list}[{}]", self.index),
-            (Some(list), Some(key)) => {
-                let cut: String = key.chars().take(80).collect();
-                format!("{list}[{}].{}", self.index, cut.escape_debug())
-            }
-        }
-    }
-}
-
-/// A string, number or boolean, as text.
-struct ScalarSeed<'a>(Place<'a>);
-
-impl<'de> DeserializeSeed<'de> for ScalarSeed<'_> {
-    type Value = String;
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<String, D::Error> {
-        d.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for ScalarSeed<'_> {
-    type Value = String;
-    refuse_shapes!("a string, number or boolean", |v: &Self| v.0; null, array, object);
-
-    fn visit_str<E: Error>(self, v: &str) -> Result<String, E> {
-        Ok(v.to_owned())
-    }
-    fn visit_string<E: Error>(self, v: String) -> Result<String, E> {
-        Ok(v)
-    }
-    fn visit_bool<E: Error>(self, v: bool) -> Result<String, E> {
-        Ok(v.to_string())
-    }
-    fn visit_i64<E: Error>(self, v: i64) -> Result<String, E> {
-        Ok(v.to_string())
-    }
-    fn visit_u64<E: Error>(self, v: u64) -> Result<String, E> {
-        Ok(v.to_string())
-    }
-    fn visit_f64<E: Error>(self, v: f64) -> Result<String, E> {
-        if v.abs() > EXACT_LIMIT {
-            return Err(self.0.notes.refuse(What::InexactNumber { place: self.0.name() }));
-        }
-        // Display gives the shortest text that reads back, and `4` for 4.0: labels are compared as text.
-        // Adding 0.0 turns -0.0 into 0.
-        Ok((v + 0.0).to_string())
-    }
-}
-
-/// An id: a scalar, not empty, of bounded length.
-fn checked_id<E: Error>(place: Place<'_>, id: String) -> Result<String, E> {
-    let (name, bytes) = (place.name(), id.len());
-    if bytes == 0 {
-        return Err(place.notes.refuse(What::EmptyId { place: name }));
-    }
-    if bytes > ID_LIMIT_BYTES {
-        let limit_bytes = ID_LIMIT_BYTES;
-        return Err(place.notes.refuse(What::IdTooLong { place: name, bytes, limit_bytes }));
-    }
-    Ok(id)
+    parse_with(line, &notes, RecordSeed(&notes))
 }
 
 /// One object of `history` or `queries`.
@@ -250,23 +96,24 @@ impl<'de> DeserializeSeed<'de> for RecordSeed<'_> {
 
 impl RecordSeed<'_> {
     fn place(&self) -> Place<'_> {
-        Place { notes: self.0, list: None, index: 0, key: None }
+        Place::record(self.0)
     }
 }
 
 impl<'de> Visitor<'de> for RecordSeed<'_> {
     type Value = UserRecord;
-    refuse_shapes!("an object", |v: &Self| Place { notes: v.0, list: None, index: 0, key: None };
+    refuse_shapes!("an object", |v: &Self| Place::record(v.0);
         bool, number, string, null, array);
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UserRecord, A::Error> {
-        let (mut id, mut history, mut queries) = (None, None, None);
+        let (mut id, mut history, mut queries, mut profile) = (None, None, None, None);
         while let Some(key) = map.next_key::<String>()? {
             let place = Place { key: Some(&key), ..self.place() };
             let twice = match key.as_str() {
                 "id" => id.is_some(),
                 "history" => history.is_some(),
                 "queries" => queries.is_some(),
+                "profile" => profile.is_some(),
                 _ => return Err(self.0.refuse(What::UnknownKey { key })),
             };
             if twice {
@@ -281,6 +128,7 @@ impl<'de> Visitor<'de> for RecordSeed<'_> {
                     id = Some(user);
                 }
                 "history" => history = Some(map.next_value_seed(ItemsSeed(place))?),
+                "profile" => profile = Some(map.next_value_seed(ScalarSeed(place))?),
                 _ => queries = Some(map.next_value_seed(ItemsSeed(place))?),
             }
         }
@@ -289,6 +137,7 @@ impl<'de> Visitor<'de> for RecordSeed<'_> {
             id,
             history: history.unwrap_or_default(),
             queries: queries.unwrap_or_default(),
+            profile,
         })
     }
 }

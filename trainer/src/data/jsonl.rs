@@ -1,4 +1,5 @@
-//! Myriad JSONL, one user a line: `{"id": …, "history": [item, …], "queries": [item, …]}`.
+//! Myriad JSONL, one user a line: `{"id": …, "history": [item, …],
+//! "queries": [item, …]}`, and optionally `"profile"`, a text about the user.
 //!
 //! Owns: the streaming [`Reader`] and [`write_user`]. An item is an object of strings, numbers and
 //! booleans; `id` is its id (`h<index>`, `q<index>` when absent), the rest are fields. Numbers become
@@ -7,7 +8,7 @@
 
 use super::json::parse_record;
 use super::lines::{Line, Lines};
-use super::{DataError, Item, Problem, Role, UserRecord, What};
+use super::{DataError, Item, Location, Problem, Role, UserRecord, What};
 use crate::ids::UserKey;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
@@ -38,14 +39,14 @@ impl Limits {
     }
 }
 
-/// Where the record last returned stands in its input.
+/// Where a record stands in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
-    /// Line, from 1.
-    pub line: u64,
-    /// Byte offset of the line.
+    /// Line or record, from 1.
+    pub number: u64,
+    /// Byte offset of its first byte.
     pub start: u64,
-    /// Bytes up to the next line, newline included.
+    /// Its bytes; a line's with its newline.
     pub bytes: u64,
 }
 
@@ -88,14 +89,15 @@ impl<R: BufRead> Reader<R> {
     /// Where the record last returned stands.
     pub fn span(&self) -> Span {
         let (start, end) = (self.lines.start, self.lines.end);
-        Span { line: self.lines.number, start, bytes: end - start }
+        Span { number: self.lines.number, start, bytes: end - start }
     }
 
     /// The record of the line in the buffer.
     fn record(&mut self, too_long: bool) -> Result<UserRecord, DataError> {
         let line = self.lines.number;
+        let at = Location::Line(line);
         let problem =
-            |user, what| DataError::Bad(Problem { file: self.file.clone(), line, user, what });
+            |user, what| DataError::Bad(Problem { file: self.file.clone(), at, user, what });
         let bytes = self.lines.buffer.as_slice();
         if too_long {
             let limit_bytes = self.limits.max_line_bytes;
@@ -108,7 +110,7 @@ impl<R: BufRead> Reader<R> {
         let key = record.id.key();
         let what = match self.limits.role {
             _ if self.seen.contains_key(&key) => {
-                Some(What::DuplicateUser { first_line: self.seen[&key] })
+                Some(What::DuplicateUser { first: Location::Line(self.seen[&key]) })
             }
             _ if self.limits.excluded.contains(&key) => Some(What::InBothSets),
             Role::Personal if record.history.is_empty() => Some(What::EmptyHistory),
@@ -161,8 +163,11 @@ struct RecordLine<'a>(&'a UserRecord);
 
 impl Serialize for RecordLine<'_> {
     fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        let mut map = s.serialize_map(Some(3))?;
+        let mut map = s.serialize_map(None)?;
         map.serialize_entry("id", &self.0.id)?;
+        if let Some(profile) = &self.0.profile {
+            map.serialize_entry("profile", profile)?;
+        }
         map.serialize_entry("history", &ItemLines(&self.0.history))?;
         map.serialize_entry("queries", &ItemLines(&self.0.queries))?;
         map.end()

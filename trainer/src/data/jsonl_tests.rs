@@ -107,10 +107,13 @@ fn a_bad_line_leaves_the_others_and_a_second_record_is_refused() {
     let text = format!("{}\nnot json\n{}\r\n  \n", of_items(r#"{"x":1}"#), of_items(r#"{"x":2}"#));
     let mut read = read(text.as_bytes()).into_iter();
     assert_eq!(read.next().unwrap().unwrap().history[0].field("x"), Some("1"));
-    assert!(matches!(read.next(), Some(Err(DataError::Bad(Problem { line: 2, .. })))));
+    assert!(matches!(
+        read.next(),
+        Some(Err(DataError::Bad(Problem { at: Location::Line(2), .. })))
+    ));
     let Some(Err(DataError::Bad(second))) = read.next() else { panic!() };
-    assert_eq!((second.line, second.user), (3, Some(UserId::new("u"))));
-    assert_eq!(second.what, What::DuplicateUser { first_line: 1 });
+    assert_eq!((second.at, second.user), (Location::Line(3), Some(UserId::new("u"))));
+    assert_eq!(second.what, What::DuplicateUser { first: Location::Line(1) });
     assert!(read.next().is_none());
 }
 
@@ -157,7 +160,10 @@ fn check_counts_and_lists() {
     writeln!(file, "{good}\n{good}\n[]").unwrap();
     let report = crate::data::check(file.path(), Limits::new(Role::Personal)).unwrap();
     assert_eq!((report.users, report.items, report.queries, report.num_problems), (1, 2, 0, 2));
-    assert_eq!(report.problems.iter().map(|p| p.line).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(
+        report.problems.iter().map(|p| p.at).collect::<Vec<_>>(),
+        [2, 3].map(Location::Line)
+    );
 }
 
 fn items(prefix: &'static str) -> impl Strategy<Value = Vec<Item>> {
@@ -170,9 +176,9 @@ fn items(prefix: &'static str) -> impl Strategy<Value = Vec<Item>> {
 
 proptest! {
     #[test]
-    fn written_records_read_back(id in "\\PC{1,20}", history in items("../"), queries in items("é")) {
+    fn written_records_read_back(id in "\\PC{1,20}", history in items("../"), queries in items("é"), profile in proptest::option::of(any::<String>())) {
         prop_assume!(!history.is_empty());
-        let record = UserRecord { id: UserId::new(&id), history, queries };
+        let record = UserRecord { id: UserId::new(&id), history, queries, profile };
         let mut line = Vec::new();
         write_user(&mut line, &record).unwrap();
         prop_assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);

@@ -115,13 +115,13 @@ fn select(
         let (past, held_out) = ratings.split_at(split(ratings.len()));
         let history = items(&past[past.len().saturating_sub(selection.max_history)..]);
         let queries = items(&held_out[..held_out.len().min(selection.max_queries)]);
-        UserRecord { id, history, queries }
+        UserRecord { id, history, queries, profile: None }
     });
     let personal = personal.collect();
     let population =
         users.take(selection.population_users.unwrap_or(usize::MAX)).map(|(id, ratings)| {
             let kept = ratings.len().saturating_sub(selection.max_population_items);
-            UserRecord { id, history: Vec::new(), queries: items(&ratings[kept..]) }
+            UserRecord { id, history: Vec::new(), queries: items(&ratings[kept..]), profile: None }
         });
     Ok(Chosen { personal, population: population.collect() })
 }

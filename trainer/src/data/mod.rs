@@ -1,7 +1,8 @@
 //! Users and their items, from files to records.
 //!
 //! Owns: the record every reader ends in ([`UserRecord`]), the Myriad JSONL format ([`jsonl`]), the
-//! ml-100k reader ([`ml100k`]), the choice between them ([`Source`], [`Dataset`]), fingerprints.
+//! files of LaMP and OPPU ([`lamp`]), the ml-100k reader ([`ml100k`]), the choice between them
+//! ([`Source`], [`Selection`], [`Dataset`]), fingerprints.
 //! Must never know: tokens, prompts, models, ranks. A record is text as the file has it.
 //! Start reading at [`UserRecord`], then [`Dataset`]. The format is described for users in
 //! `docs/guides/data.md`.
@@ -10,23 +11,35 @@ mod check;
 pub mod chitchat;
 mod chitchat_plain;
 mod dataset;
+mod elements;
 mod error;
 mod fingerprint;
 mod json;
 pub mod jsonl;
+pub mod lamp;
 mod lines;
 pub mod ml100k;
 mod ml100k_table;
+mod pass;
+mod selection;
+mod shelf;
+mod source;
 pub mod spam_assassin;
 mod spam_assassin_mail;
 mod spam_assassin_text;
 pub mod timeline;
+mod visit;
 
 pub use check::{Report, check};
-pub use dataset::{Dataset, Index, OnBad, Records, Source, UserSummary, load};
-pub use error::{DataError, Problem, What};
+pub use dataset::{Dataset, Index, Records, Tally, UserSummary, load};
+pub use error::{DataError, Location, Problem, Unmatched, What};
 pub use fingerprint::{Fingerprint, fingerprint, user_fingerprint};
+pub use lamp::LampTask;
 pub use ml100k::Ml100k;
+pub use selection::Selection;
+pub use source::{LampSet, OnBad, Source};
+
+use jsonl::Span;
 
 use crate::ids::UserId;
 use serde::{Deserialize, Serialize};
@@ -62,6 +75,8 @@ pub struct UserRecord {
     pub history: Vec<Item>,
     /// Held-out items of a personal user; training items of a population user.
     pub queries: Vec<Item>,
+    /// A text about the user that stands in front of the prompts (PAG profile), if there is one.
+    pub profile: Option<String>,
 }
 
 /// What a file's users are for; decides which lists may be empty.

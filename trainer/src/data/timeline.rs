@@ -67,7 +67,8 @@ impl Cut {
         let queries = later.into_iter().filter_map(|event| event.query);
         let queries = queries.take(self.max_queries).collect();
         history.drain(..history.len().saturating_sub(self.max_history));
-        Some(UserRecord { id, history: history.into_iter().map(|e| e.item).collect(), queries })
+        let history = history.into_iter().map(|e| e.item).collect();
+        Some(UserRecord { id, history, queries, profile: None })
     }
 }
 

@@ -20,7 +20,12 @@ fn items(numbers: std::ops::Range<usize>) -> Vec<Item> {
 
 fn user(history: usize, queries: usize) -> UserRecord {
     let all = history + queries;
-    UserRecord { id: UserId::new("u"), history: items(0..history), queries: items(history..all) }
+    UserRecord {
+        id: UserId::new("u"),
+        history: items(0..history),
+        queries: items(history..all),
+        profile: None,
+    }
 }
 
 fn builder(task: &Task, retriever: Retriever, k: usize) -> Builder<'_> {
