@@ -12,6 +12,7 @@ mod crash;
 mod doctor;
 mod equivalence;
 mod hostile;
+mod prepare;
 mod process;
 mod real_model;
 mod resume;
