@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::data::{Location, Selection, What};
+use std::fs::File;
 use std::io::Write as _;
 
 const PERSONAL: &str = concat!(

@@ -9,7 +9,7 @@ use super::parse::{Question, Refusal};
 use crate::data::elements::{Element, Elements, MAX_RECORD_BYTES};
 use crate::data::pass::{Pass, span};
 use crate::data::shelf::{Spans, read_span};
-use crate::data::{DataError, Location, Problem, Span, UserSummary, What};
+use crate::data::{DataError, Location, Problem, Span, Tally, UserSummary, What};
 use crate::ids::{UserId, UserKey};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -35,8 +35,8 @@ struct Group {
 }
 
 enum State {
-    /// One question, which is the whole user.
-    Ready(Box<UserSummary>),
+    /// One question, which is the whole user, and what was left out of it.
+    Ready(Box<(UserSummary, Tally)>),
     /// One question, whose user does not qualify or fit.
     Left(Option<Box<What>>),
     /// Several questions, to be read again.
@@ -97,7 +97,7 @@ impl Indexer<'_, '_> {
 
     /// Puts a question to its user.
     fn question(&mut self, bytes: &[u8], place: Span) -> Result<(), DataError> {
-        let (question, _) = match self.join.question(bytes) {
+        let (question, dropped_values) = match self.join.question(bytes) {
             Ok(parsed) => parsed,
             Err((user, what)) => return self.refuse(at(place), user, what),
         };
@@ -110,7 +110,7 @@ impl Indexer<'_, '_> {
         let key = id.key();
         let Some(&index) = self.by_key.get(&key) else {
             // What is wrong inside a question is its own; the user may have others.
-            let state = match self.single(question, place) {
+            let state = match self.single(question, dropped_values, place) {
                 Ok(state) => state,
                 Err((user, what)) => return self.refuse(at(place), user, what),
             };
@@ -134,14 +134,19 @@ impl Indexer<'_, '_> {
     }
 
     /// A user of this question alone.
-    fn single(&mut self, question: Question, place: Span) -> Result<State, Refusal> {
-        let (record, tally) = self.join.questions(vec![question])?;
+    fn single(
+        &mut self,
+        question: Question,
+        dropped_values: u64,
+        place: Span,
+    ) -> Result<State, Refusal> {
+        let (record, mut tally) = self.join.questions(vec![question])?;
+        tally.dropped_values += dropped_values;
         if let Some(what) = self.pass.unfit(&record) {
             return Ok(State::Left(Some(Box::new(what))));
         }
-        self.pass.tally.add(&tally);
         let selected = self.pass.select(record, Spans::One(place));
-        Ok(selected.map_or(State::Left(None), |summary| State::Ready(Box::new(summary))))
+        Ok(selected.map_or(State::Left(None), |user| State::Ready(Box::new((user, tally)))))
     }
 }
 
@@ -162,7 +167,11 @@ fn finish(
         let first = group.spans.first().map_or(Location::File, at);
         let refusal = |user, what| Problem { file: path.clone(), at: first, user, what };
         match group.state {
-            State::Ready(summary) => users.push(*summary),
+            State::Ready(ready) => {
+                let (user, tally) = *ready;
+                pass.tally.add(&tally);
+                users.push(user);
+            }
             State::Left(None) => {}
             State::Left(Some(what)) => pass.refuse(refusal(Some(group.id), *what))?,
             State::Several => {
@@ -174,8 +183,9 @@ fn finish(
                     Ok((record, tally)) => match pass.unfit(&record) {
                         Some(what) => pass.refuse(refusal(Some(group.id), what))?,
                         None => {
-                            pass.tally.add(&tally);
-                            users.extend(pass.select(record, group.spans));
+                            let selected = pass.select(record, group.spans);
+                            selected.is_some().then(|| pass.tally.add(&tally));
+                            users.extend(selected);
                         }
                     },
                 }
