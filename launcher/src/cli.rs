@@ -32,7 +32,7 @@ pub(crate) enum Command {
     /// What a run would take: users, tokens, steps, memory, time; starts nothing.
     Plan(RunArgs),
     /// Checks data, describes it, converts it.
-    Prepare(PrepareArgs),
+    Prepare(Box<PrepareArgs>),
     /// Writes adapters as PEFT folders.
     Export(ExportArgs),
     /// Puts PEFT folders into a store.
@@ -77,7 +77,7 @@ pub(crate) struct PrepareArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) check: Option<PathBuf>,
     /// The file to check is for the population stage: users may have no history.
-    #[arg(long, requires = "check")]
+    #[arg(long, conflicts_with = "from")]
     pub(crate) population: bool,
     /// Data to describe and convert. KIND is `jsonl`, `lamp`, `oppu`, `ml-100k`, `chitchat` or
     /// `spam-assassin`; PATH its folder or its file of users.
