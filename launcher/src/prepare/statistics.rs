@@ -11,10 +11,13 @@ use trainer::model::tokenizer::Tokenizer;
 /// Answers of more kinds than this are free text: they are no labels and not held.
 const MAX_LABELS: usize = 50;
 
+/// How answers are counted that the task does not have.
+const NO_LABEL: &str = "(no label of the task)";
+
 /// A text of so many words that stands in two places is no accident.
 const LONG_WORDS: usize = 4;
 
-/// Fields that are answers where no task says which.
+/// Where no task says which fields answer.
 const ANSWERS: [&str; 3] = ["score", "tag", "category"];
 
 /// How lengths are measured.
@@ -164,12 +167,50 @@ pub(super) struct Group {
     pub(super) query_labels: Labels,
 }
 
+/// Where answers are found and which of them are labels.
+#[derive(Debug)]
+struct Answers {
+    task: Option<LampTask>,
+    /// Fields that answer a query without `gold`.
+    fields: Vec<&'static str>,
+}
+
+impl Answers {
+    fn new(task: Option<LampTask>) -> Self {
+        let own = |task: LampTask| {
+            let field = task.answer_field().filter(|f| !task.payload_fields().contains(f));
+            field.into_iter().collect()
+        };
+        Self { task, fields: task.map_or_else(|| ANSWERS.to_vec(), own) }
+    }
+
+    fn of_query<'a>(&self, query: &'a Item) -> Option<(&'static str, &'a str)> {
+        let names = std::iter::once("gold").chain(self.fields.iter().copied());
+        names.into_iter().find_map(|name| Some((name, query.field(name)?)))
+    }
+
+    /// A history item of a citation task has a title there, no label.
+    fn of_item<'a>(&self, item: &'a Item) -> Option<&'a str> {
+        let mut fields = self.fields.iter().filter(|_| self.task != Some(LampTask::Citation));
+        fields.find_map(|name| item.field(name))
+    }
+
+    /// What to count an answer as; free text is not counted.
+    fn label<'a>(&self, answer: &'a str) -> Option<&'a str> {
+        match self.task {
+            None => Some(answer),
+            Some(task) if task.is_free_text() => None,
+            Some(task) if task.labels().contains(&answer) => Some(answer),
+            Some(_) => Some(NO_LABEL),
+        }
+    }
+}
+
 /// All users.
 #[derive(Debug, Derive)]
 pub(super) struct Statistics {
-    /// The fields that answer, without `gold`.
     #[serde(skip)]
-    answers: Vec<&'static str>,
+    answers: Answers,
     pub(super) personal: Group,
     pub(super) population: Group,
 }
@@ -177,11 +218,7 @@ pub(super) struct Statistics {
 impl Statistics {
     /// Nothing counted yet.
     pub(super) fn new(task: Option<LampTask>) -> Self {
-        let own = |task: LampTask| {
-            let field = task.answer_field().filter(|f| !task.payload_fields().contains(f));
-            field.into_iter().collect()
-        };
-        let answers = task.map_or_else(|| ANSWERS.to_vec(), own);
+        let answers = Answers::new(task);
         Self { answers, personal: Group::default(), population: Group::default() }
     }
 
@@ -209,7 +246,7 @@ impl Group {
         &mut self,
         user: &UserRecord,
         measure: &Measure,
-        answers: &[&'static str],
+        answers: &Answers,
     ) -> anyhow::Result<()> {
         let UserRecord { history, queries, .. } = user;
         self.users += 1;
@@ -223,15 +260,15 @@ impl Group {
         let mut known = BTreeSet::new();
         for item in history {
             self.history_item_length.add(measure.of(&joined(item, &["date"]))?);
-            let labels = answers.iter().filter_map(|name| item.field(name));
-            labels.for_each(|label| self.history_labels.add(label));
+            let label = answers.of_item(item).and_then(|text| answers.label(text));
+            label.into_iter().for_each(|label| self.history_labels.add(label));
             let content: Vec<_> = item.fields.iter().filter(|(name, _)| *name != "date").collect();
             self.repeated_items += u64::from(!seen.insert(content));
             known.extend(long_texts(item));
         }
         for query in queries {
             self.known_queries += u64::from(long_texts(query).any(|text| known.contains(text)));
-            let answer = answer(query, answers);
+            let answer = answers.of_query(query);
             let question = match query.field("input") {
                 Some(input) => measure.of(input)?,
                 None => {
@@ -243,17 +280,11 @@ impl Group {
             if let Some((_, text)) = answer {
                 self.answered_queries += 1;
                 self.answer_length.add(measure.of(text)?);
-                self.query_labels.add(text);
+                answers.label(text).into_iter().for_each(|label| self.query_labels.add(label));
             }
         }
         Ok(())
     }
-}
-
-/// A query's answer and its field: `gold`, or the first of `answers` there is.
-fn answer<'a>(query: &'a Item, answers: &[&'static str]) -> Option<(&'static str, &'a str)> {
-    let names = std::iter::once("gold").chain(answers.iter().copied());
-    names.into_iter().find_map(|name| Some((name, query.field(name)?)))
 }
 
 fn joined(item: &Item, without: &[&str]) -> String {
@@ -280,6 +311,27 @@ mod tests {
         assert!((lengths.mean() - 55.0).abs() < 1e-12);
         lengths.add(10);
         assert_eq!(lengths.quantile(10), 10);
+    }
+
+    #[test]
+    fn answers_are_labels_where_the_task_has_labels() {
+        let item = |name: &str, text: &str| Item {
+            id: "i".to_owned(),
+            fields: [(name.to_owned(), text.to_owned())].into(),
+        };
+        let rating = Answers::new(Some(LampTask::Rating));
+        assert_eq!(rating.of_query(&item("score", "3")), Some(("score", "3")));
+        assert_eq!(rating.of_query(&item("tag", "3")), None);
+        assert_eq!((rating.label("3"), rating.label("6")), (Some("3"), Some(NO_LABEL)));
+        let headline = Answers::new(Some(LampTask::Headline));
+        assert_eq!(headline.of_query(&item("title", "t")), Some(("title", "t")));
+        assert_eq!(headline.label("t"), None);
+        let citation = Answers::new(Some(LampTask::Citation));
+        assert_eq!(citation.of_item(&item("citation", "a title")), None);
+        assert_eq!(citation.label("[1]"), Some("[1]"));
+        let unknown = Answers::new(None);
+        assert_eq!(unknown.of_item(&item("category", "c")), Some("c"));
+        assert_eq!(unknown.of_query(&item("title", "t")), None);
     }
 
     #[test]
