@@ -60,7 +60,7 @@ pub struct Index {
     pub personal: Vec<UserSummary>,
     /// Population users in file order.
     pub population: Vec<UserSummary>,
-    /// Bad records that were skipped, in file order, personal file first.
+    /// Bad records that were skipped, as they were found, personal files first.
     pub quarantined: Vec<Problem>,
     /// What was left out of good records.
     pub tally: Tally,

@@ -7,6 +7,7 @@
 
 use super::DataError;
 use super::lines::{Line, Lines};
+use super::syntax::{Step, Syntax};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
 use std::path::Path;
@@ -326,114 +327,39 @@ impl<R: BufRead> Scan<R> {
 
     /// What stands behind the array: the rest of the object around it, then nothing.
     fn leave(&mut self, wrapped: bool, task: &mut Option<String>) -> io::Result<Element> {
-        while wrapped {
-            match self.next_byte()? {
-                Some(b'}') => {
-                    self.skip(1);
-                    break;
-                }
-                Some(b',') => self.skip(1),
-                _ => {
-                    return Ok(Element::Broken(
-                        self.position,
-                        "the object around the records does not end",
-                    ));
-                }
-            }
-            let Some(key) = self.key()? else {
-                return Ok(Element::Broken(self.position, "no key where one must stand"));
-            };
-            if self.value()? != Value::Ended {
-                return Ok(Element::Broken(self.position, TRUNCATED));
-            }
-            self.note(&key, task);
+        if wrapped && let Some((at, why)) = self.rest_of_object(task)? {
+            return Ok(Element::Broken(at, why));
         }
         Ok(match self.next_byte()? {
             None => Element::End,
             Some(_) => Element::Broken(self.position, "text after the end of the records"),
         })
     }
-}
 
-enum Step {
-    More,
-    /// The value ends before this byte of the chunk.
-    Ended(usize),
-    /// The byte that closes a bracket of the other kind.
-    Mismatch(usize),
-}
-
-/// How far into a value the cursor is, across chunks.
-#[derive(Default)]
-struct Syntax {
-    depth: u64,
-    /// One bit a level, the outermost lowest: 1 is an object. Levels beyond 128 are only counted.
-    kinds: u128,
-    in_string: bool,
-    escaped: bool,
-    /// A number or word at depth 0.
-    in_word: bool,
-}
-
-impl Syntax {
-    fn is_scalar(&self) -> bool {
-        self.in_word && self.depth == 0
-    }
-
-    fn read(&mut self, chunk: &[u8]) -> Step {
-        let mut at = 0;
-        while at < chunk.len() {
-            if self.escaped {
-                self.escaped = false;
-                at += 1;
-                continue;
+    /// The keys behind the array, up to the `}`; where and why it does not end.
+    fn rest_of_object(
+        &mut self,
+        task: &mut Option<String>,
+    ) -> io::Result<Option<(u64, &'static str)>> {
+        loop {
+            match self.next_byte()? {
+                Some(b'}') => {
+                    self.skip(1);
+                    return Ok(None);
+                }
+                Some(b',') => self.skip(1),
+                _ => {
+                    return Ok(Some((self.position, "the object around the records does not end")));
+                }
             }
-            if self.in_string {
-                let Some(found) = memchr::memchr2(b'"', b'\\', &chunk[at..]) else {
-                    return Step::More;
-                };
-                at += found + 1;
-                if chunk[at - 1] == b'\\' {
-                    self.escaped = true;
-                    continue;
-                }
-                self.in_string = false;
-                if self.depth == 0 {
-                    return Step::Ended(at);
-                }
-                continue;
+            let Some(key) = self.key()? else {
+                return Ok(Some((self.position, "no key where one must stand")));
+            };
+            if self.value()? != Value::Ended {
+                return Ok(Some((self.position, TRUNCATED)));
             }
-            let byte = chunk[at];
-            match byte {
-                _ if self.is_scalar() && b",]}:{[\" \t\r\n".contains(&byte) => {
-                    return Step::Ended(at);
-                }
-                b'"' => self.in_string = true,
-                b'{' | b'[' => {
-                    if self.depth < 128 {
-                        let bit = 1 << self.depth;
-                        self.kinds =
-                            if byte == b'{' { self.kinds | bit } else { self.kinds & !bit };
-                    }
-                    self.depth += 1;
-                }
-                b'}' | b']' => {
-                    let Some(level) = self.depth.checked_sub(1) else {
-                        return Step::Mismatch(at);
-                    };
-                    if level < 128 && (self.kinds >> level & 1 == 1) != (byte == b'}') {
-                        return Step::Mismatch(at);
-                    }
-                    self.depth = level;
-                    if self.depth == 0 {
-                        return Step::Ended(at + 1);
-                    }
-                }
-                _ => self.in_word |= self.depth == 0,
-            }
-            at += 1;
+            self.note(&key, task);
         }
-        Step::More
     }
 }
 

@@ -16,7 +16,8 @@ fn walk(text: &[u8], list: Option<&str>, limit: usize) -> (Vec<String>, Option<S
     loop {
         match elements.advance().unwrap() {
             Element::Whole => {
-                let (start, bytes) = (elements.start as usize, elements.bytes as usize);
+                let [start, bytes] =
+                    [elements.start, elements.bytes].map(|n| usize::try_from(n).unwrap());
                 let span = &text[start..start + bytes];
                 let shown = String::from_utf8_lossy(elements.buffer()).into_owned();
                 assert_eq!(shown.trim(), String::from_utf8_lossy(span).trim());
