@@ -132,7 +132,7 @@ mod tests {
     fn timeline(n: usize) -> Timeline {
         let event = |i: usize| Event {
             item: item(i.to_string(), [("text", "t")]),
-            query: (i % 2 == 0).then(|| item(i.to_string(), [("text", "t"), ("gold", "g")])),
+            query: i.is_multiple_of(2).then(|| item(i.to_string(), [("text", "t"), ("gold", "g")])),
         };
         Timeline { id: UserId::new("u"), events: (0..n).map(event).collect() }
     }
