@@ -32,8 +32,8 @@ pub(crate) enum Command {
     Evaluate(EvaluateArgs),
     /// What a run would take: users, tokens, steps, memory, time; starts nothing.
     Plan(RunArgs),
-    /// Checks data and prints statistics.
-    Prepare(PrepareArgs),
+    /// Checks data, describes it, converts it.
+    Prepare(Box<PrepareArgs>),
     /// Writes adapters as PEFT folders.
     Export(ExportArgs),
     /// Puts PEFT folders into a store.
@@ -155,14 +155,79 @@ impl EvaluateArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["check", "from"]))]
 pub(crate) struct PrepareArgs {
-    /// Myriad JSONL file to check.
+    /// Myriad JSONL file to check: every bad record by line and user.
     #[arg(long, value_name = "FILE")]
-    pub(crate) check: PathBuf,
-    /// The file is for the population stage: users may have no history.
-    #[arg(long)]
+    pub(crate) check: Option<PathBuf>,
+    /// The file to check is for the population stage: users may have no history.
+    #[arg(long, conflicts_with = "from")]
     pub(crate) population: bool,
-    /// Stop with code 3 at the first problem instead of listing all.
+    /// Data to describe and convert. KIND is `jsonl`, `lamp`, `oppu`, `ml-100k`, `chitchat` or
+    /// `spam-assassin`; PATH its folder or its file of users.
+    #[arg(long, value_name = "KIND=PATH")]
+    pub(crate) from: Option<String>,
+    /// Answers to the questions of the file of users.
+    #[arg(long, value_name = "FILE", requires = "from")]
+    pub(crate) answers: Option<PathBuf>,
+    /// Profile texts of the users.
+    #[arg(long, value_name = "FILE", requires = "from")]
+    pub(crate) profiles: Option<PathBuf>,
+    /// The population users, where they are a file of their own.
+    #[arg(long, value_name = "FILE", requires = "from")]
+    pub(crate) population_file: Option<PathBuf>,
+    /// Answers to the questions of the population users.
+    #[arg(long, value_name = "FILE", requires = "population_file")]
+    pub(crate) population_answers: Option<PathBuf>,
+    /// Profile texts of the population users.
+    #[arg(long, value_name = "FILE", requires = "population_file")]
+    pub(crate) population_profiles: Option<PathBuf>,
+    /// The task, under any of its names; `lamp`, `oppu` and `spam-assassin` need it.
+    #[arg(long, value_name = "TASK", requires = "from")]
+    pub(crate) task: Option<String>,
+    /// Personal users; all who qualify without.
+    #[arg(long, value_name = "N", requires = "from")]
+    pub(crate) users: Option<usize>,
+    /// So many users, or this share of those who qualify, become population users.
+    #[arg(long, value_name = "N|SHARE", requires = "from")]
+    pub(crate) split_population: Option<String>,
+    /// Orders the users from whom `--users` and `--split-population` take.
+    #[arg(long, value_name = "SEED", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// A user qualifies with so many history items.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) min_history: usize,
+    /// The newest so many history items of a personal user are kept.
+    #[arg(long, value_name = "N", requires = "from")]
+    pub(crate) max_history: Option<usize>,
+    /// A user qualifies with so many queries; 1 for people's events, 0 for files of users.
+    #[arg(long, value_name = "N", requires = "from")]
+    pub(crate) min_queries: Option<usize>,
+    /// The first so many queries of a personal user are kept.
+    #[arg(long, value_name = "N", requires = "from")]
+    pub(crate) max_queries: Option<usize>,
+    /// Of people's events the latest part, in per cent, that becomes a personal user's queries.
+    #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) held_out_percent: u8,
+    /// The same for a population user, whose queries the shared adapter learns from.
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub(crate) population_held_out_percent: u8,
+    /// Hugging Face folder or GGUF file whose tokens lengths are counted in; words without.
+    #[arg(long, value_name = "PATH", requires = "from")]
+    pub(crate) base: Option<PathBuf>,
+    /// Writes the statistics as JSON to a new file.
+    #[arg(long, value_name = "FILE", requires = "from")]
+    pub(crate) stats: Option<PathBuf>,
+    /// Writes the users as `jsonl`, `lamp` or `oppu`, files named as the originals.
+    #[arg(long, value_name = "KIND", requires_all = ["from", "out"])]
+    pub(crate) to: Option<String>,
+    /// Question ids of LaMP and OPPU files are USER:QUERY instead of the queries' own.
+    #[arg(long, requires = "to")]
+    pub(crate) ids_with_user: bool,
+    /// The folder for `--to`; must not exist.
+    #[arg(long, value_name = "DIR", requires = "to")]
+    pub(crate) out: Option<PathBuf>,
+    /// Stop with code 3 at bad records instead of skipping and listing them.
     #[arg(long)]
     pub(crate) strict: bool,
 }

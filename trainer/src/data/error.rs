@@ -43,6 +43,14 @@ pub enum DataError {
         /// The folders tried.
         tried: Vec<PathBuf>,
     },
+    /// No place tried holds the files of a corpus.
+    #[error("{what} not found; tried: {}", tried.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(", "))]
+    NotThere {
+        /// The files looked for.
+        what: &'static str,
+        /// The places tried.
+        tried: Vec<PathBuf>,
+    },
     /// A line of a ml-100k table is not what its header promises.
     #[error("{}:{line}: {what}", path.display())]
     Table {

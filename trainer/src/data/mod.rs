@@ -1,13 +1,16 @@
 //! Users and their items, from files to records.
 //!
 //! Owns: the record every reader ends in ([`UserRecord`]), the Myriad JSONL format ([`jsonl`]), the
-//! files of LaMP and OPPU ([`lamp`]), the ml-100k reader ([`ml100k`]), the choice between them
+//! files of LaMP and OPPU ([`lamp`]), the ml-100k reader ([`ml100k`]), two corpora that are cut into
+//! users ([`chitchat`], [`spam_assassin`], [`timeline`]), the choice between them
 //! ([`Source`], [`Selection`], [`Dataset`]), fingerprints.
 //! Must never know: tokens, prompts, models, ranks. A record is text as the file has it.
 //! Start reading at [`UserRecord`], then [`Dataset`]. The format is described for users in
 //! `docs/guides/data.md`.
 
 mod check;
+pub mod chitchat;
+mod chitchat_plain;
 mod dataset;
 mod elements;
 mod error;
@@ -22,7 +25,11 @@ mod pass;
 mod selection;
 mod shelf;
 mod source;
+pub mod spam_assassin;
+mod spam_assassin_mail;
+mod spam_assassin_text;
 mod syntax;
+pub mod timeline;
 mod visit;
 
 pub use check::{Report, check};

@@ -1,15 +1,16 @@
-//! `launcher prepare --check`: every bad record of a file, by line and user.
+//! `launcher prepare --check`: every bad record of a Myriad JSONL file, by line and user.
 
 use crate::cli::PrepareArgs;
 use crate::exit::{Exit, Fails};
 use crate::watch::{print, say};
+use std::path::Path;
 use trainer::data::jsonl::Limits;
 use trainer::data::{Role, check};
 
-pub(crate) fn run(args: &PrepareArgs) -> anyhow::Result<Exit> {
+pub(super) fn run(file: &Path, args: &PrepareArgs) -> anyhow::Result<Exit> {
     let role = if args.population { Role::Population } else { Role::Personal };
     let report =
-        check(&args.check, Limits::new(role)).input("docs/guides/data.md describes the format")?;
+        check(file, Limits::new(role)).input("docs/guides/data.md describes the format")?;
     for problem in &report.problems {
         say(&problem.to_string());
     }
@@ -19,7 +20,7 @@ pub(crate) fn run(args: &PrepareArgs) -> anyhow::Result<Exit> {
     }
     print(&format!(
         "{}: {} users, {} history items, {} queries, {} problems",
-        args.check.display(),
+        file.display(),
         report.users,
         report.items,
         report.queries,
