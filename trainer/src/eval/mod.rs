@@ -12,12 +12,14 @@ mod compare;
 mod metric;
 pub mod predictions;
 pub mod table;
+mod value;
 
 pub use arms::{Arm, UserValue, per_user};
 pub use bootstrap::{Bootstrap, Interval, sign_test};
 pub use compare::{Comparison, Difference, Estimate, Options, Row, UserCounts, compare};
 pub use metric::{Metric, accuracy, macro_f1, mae, rmse};
 pub use predictions::Prediction;
+pub use value::estimate;
 
 use crate::ids::UserId;
 use std::io;

@@ -68,24 +68,27 @@ fn probability(p: f64) -> String {
 }
 
 /// A table of texts; the first `left` columns to the left, the others to the right.
-struct Grid {
+#[derive(Debug, Clone)]
+pub struct Grid {
     head: Vec<String>,
     rows: Vec<Vec<String>>,
     left: usize,
 }
 
 impl Grid {
-    fn new(head: &[&str], left: usize) -> Self {
+    /// A table without rows.
+    pub fn new(head: &[&str], left: usize) -> Self {
         Self { head: head.iter().map(|h| (*h).to_owned()).collect(), rows: Vec::new(), left }
     }
 
-    /// Adds a row; what would break the table (bars, line ends) is replaced.
-    fn push(&mut self, row: Vec<String>) {
+    /// Adds a row, as long as the head; what would break the table (bars, line ends) is replaced.
+    pub fn push(&mut self, row: Vec<String>) {
         let clean = |cell: String| cell.replace('|', "\\|").replace(|c: char| c.is_control(), " ");
         self.rows.push(row.into_iter().map(clean).collect());
     }
 
-    fn render(&self) -> String {
+    /// The aligned Markdown.
+    pub fn render(&self) -> String {
         let all = || std::iter::once(&self.head).chain(&self.rows);
         let widths: Vec<usize> = (0..self.head.len())
             .map(|c| all().map(|row| row[c].chars().count()).max().unwrap_or(0).max(3))
