@@ -12,6 +12,7 @@ mod plan;
 mod prepare;
 mod run;
 mod session;
+mod study;
 mod watch;
 mod world;
 
@@ -73,6 +74,7 @@ fn dispatch(command: Command, env: &Env, comm: &dyn Communicator) -> anyhow::Res
             args.dry_run = true;
             run(&args, Until::Evaluate, env, comm)
         }
+        Command::Study(args) => study::run(&args, env, comm),
         Command::Doctor => doctor::run(env, comm),
         Command::Prepare(args) => alone(comm, || prepare::run(&args)),
         Command::Export(args) => alone(comm, || adapters::export(&args, env)),

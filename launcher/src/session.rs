@@ -40,8 +40,27 @@ pub(crate) struct Session {
     pub(crate) targets: Vec<Target>,
 }
 
+/// What a session may take over from the one before it instead of reading it again.
+#[derive(Debug, Default)]
+pub(crate) struct Loaded {
+    base: Option<(trainer::config::Base, MappedBase, Tokenizer)>,
+    data: Option<(Source, bool, Dataset)>,
+}
+
 /// The config, read by rank 0 and the same on all ranks.
 pub(crate) fn config(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Config> {
+    let document = document(args, comm)?;
+    if document.is_study() {
+        return Err(anyhow::anyhow!("{} is a study of several runs", args.config.display()))
+            .input("launcher study --config FILE runs its cells");
+    }
+    document
+        .resolve(&env.variables())
+        .input("launcher run --config FILE --print-config shows every key")
+}
+
+/// The config as written, with the command line's settings.
+pub(crate) fn document(args: &RunArgs, comm: &dyn Communicator) -> anyhow::Result<Document> {
     let mut text = Vec::new();
     if comm.rank() == 0 {
         text = std::fs::read(&args.config)
@@ -56,24 +75,36 @@ pub(crate) fn config(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyh
     for set in &args.sets {
         document.set(set).input("write --set section.key=value")?;
     }
-    document
-        .resolve(&env.variables())
-        .input("launcher run --config FILE --print-config shows every key")
+    Ok(document)
 }
 
 impl Session {
     /// Opens base, tokenizer and data, and checks them against each other.
     pub(crate) fn open(config: Config, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Self> {
-        let cache = config.base.cache_dir.clone().unwrap_or_else(|| env.cache.join("prepared"));
-        let hint = "scripts/setup fetches the model the shipped configs use";
-        let source = trainer::model::weights::open(&config.base.path).input(hint)?;
-        // The ranks of a node take turns: the first converts, the others find the file.
-        let base = MappedBase::load(&Cpu, source.as_ref(), &cache).input(hint)?;
-        let tokenizer = Tokenizer::open(&config.base.path, base.spec()).input(hint)?;
-        drop(source);
+        Self::open_with(config, env, comm, Loaded::default())
+    }
+
+    /// [`Self::open`] that keeps of `loaded` what this config names too.
+    pub(crate) fn open_with(
+        config: Config,
+        env: &Env,
+        comm: &dyn Communicator,
+        loaded: Loaded,
+    ) -> anyhow::Result<Self> {
+        let before = loaded.base.filter(|(base, ..)| *base == config.base);
+        let (base, tokenizer) = match before {
+            Some((_, base, tokenizer)) => (base, tokenizer),
+            None => base_of(&config, env)?,
+        };
         let data_hint = "docs/guides/data.md says what every reader expects";
-        let on_bad = if config.data.strict { OnBad::Stop } else { OnBad::Quarantine };
-        let data = trainer::data::load(&source_of(&config)?, on_bad).input(data_hint)?;
+        let (source, strict) = (source_of(&config)?, config.data.strict);
+        let data = match loaded.data.filter(|(s, on, _)| *s == source && *on == strict) {
+            Some((.., data)) => data,
+            None => {
+                let on_bad = if strict { OnBad::Stop } else { OnBad::Quarantine };
+                trainer::data::load(&source, on_bad).input(data_hint)?
+            }
+        };
         let task =
             Task::new(template(&config)?).input("docs/guides/data.md has the template's fields")?;
         let targets = Target::parse_all(&config.individual.training.targets)
@@ -99,6 +130,15 @@ impl Session {
             session.refuse_unusable().input("data.strict = false puts such users aside")?;
         }
         Ok(session)
+    }
+
+    /// What the next session may take over.
+    pub(crate) fn into_loaded(self) -> Loaded {
+        let source = source_of(&self.config).ok();
+        Loaded {
+            data: source.map(|source| (source, self.config.data.strict, self.data)),
+            base: Some((self.config.base, self.base, self.tokenizer)),
+        }
     }
 
     /// The first user who cannot be trained or asked as written is an error.
@@ -209,6 +249,16 @@ impl Session {
             environment,
         })
     }
+}
+
+/// Base and tokenizer. The ranks of a node take turns: the first converts, the others find the file.
+fn base_of(config: &Config, env: &Env) -> anyhow::Result<(MappedBase, Tokenizer)> {
+    let cache = config.base.cache_dir.clone().unwrap_or_else(|| env.cache.join("prepared"));
+    let hint = "scripts/setup fetches the model the shipped configs use";
+    let source = trainer::model::weights::open(&config.base.path).input(hint)?;
+    let base = MappedBase::load(&Cpu, source.as_ref(), &cache).input(hint)?;
+    let tokenizer = Tokenizer::open(&config.base.path, base.spec()).input(hint)?;
+    Ok((base, tokenizer))
 }
 
 /// Takes out what may change between two starts of one run: where things lie and how work is laid out.

@@ -19,6 +19,33 @@ fn resolve(name: &str) -> Config {
     document.resolve(&variables()).unwrap_or_else(|e| panic!("{e}"))
 }
 
+/// The run of a file, or all cells of a study.
+fn runs(name: &str) -> Vec<Config> {
+    let document = Document::read(&folder().join(name)).unwrap();
+    if !document.is_study() {
+        return vec![resolve(name)];
+    }
+    let study = document.study(&variables()).unwrap_or_else(|e| panic!("{e}"));
+    study.cells.into_iter().map(|cell| cell.config).collect()
+}
+
+#[test]
+fn the_study_is_what_it_says() {
+    let document = Document::read(&folder().join("study_ml100k_cpu.toml")).unwrap();
+    let study = document.study(&variables()).unwrap();
+    let names: Vec<&str> = study.axes.iter().map(|a| a.name.as_str()).collect();
+    assert_eq!(names, ["prompt.retriever", "prompt.retrieved"]);
+    assert_eq!(study.cells.len(), 15);
+    let runs: Vec<_> = study.cells.iter().filter(|c| c.same_as.is_none()).collect();
+    assert_eq!(runs.len(), 13, "nothing retrieved is one cell");
+    for cell in &study.cells {
+        let shown = cell.config.prompt.retrieved > 0;
+        let rag = if shown { Arm::Rag } else { Arm::Base };
+        assert_eq!(cell.rows, [(Arm::Base, Arm::Base), (Arm::Rag, rag)]);
+        assert!(!cell.config.population.enabled);
+    }
+}
+
 #[test]
 fn every_file_resolves_to_itself_again() {
     let mut files = 0;
@@ -26,10 +53,11 @@ fn every_file_resolves_to_itself_again() {
         let path = entry.unwrap().path();
         if path.extension().is_some_and(|e| e == "toml") {
             files += 1;
-            let config = resolve(path.file_name().unwrap().to_str().unwrap());
-            let toml = config.to_toml().unwrap();
-            let again = Document::parse(Path::new("/elsewhere/config.toml"), &toml).unwrap();
-            assert_eq!(again.resolve(&BTreeMap::new()).unwrap(), config, "{toml}");
+            for config in runs(path.file_name().unwrap().to_str().unwrap()) {
+                let toml = config.to_toml().unwrap();
+                let again = Document::parse(Path::new("/elsewhere/config.toml"), &toml).unwrap();
+                assert_eq!(again.resolve(&BTreeMap::new()).unwrap(), config, "{toml}");
+            }
         }
     }
     assert!(files >= 2, "{files} files in configs/");

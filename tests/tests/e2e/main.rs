@@ -17,4 +17,5 @@ mod real_model;
 mod resume;
 mod signals;
 mod story;
+mod study;
 mod whole_run;

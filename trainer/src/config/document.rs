@@ -112,9 +112,9 @@ impl Document {
     /// Takes a key out, as if it had never been written.
     pub(super) fn drop(&mut self, path: &str) {
         let (around, name) = path.rsplit_once('.').unwrap_or(("", path));
-        let parts = around.split('.').filter(|part| !part.is_empty());
-        let table = parts.fold(Some(&mut self.table), |table, part| {
-            table.and_then(|t| t.get_mut(part)).and_then(Value::as_table_mut)
+        let mut parts = around.split('.').filter(|part| !part.is_empty());
+        let table = parts.try_fold(&mut self.table, |table, part| {
+            table.get_mut(part).and_then(Value::as_table_mut)
         });
         if let Some(table) = table {
             table.remove(name);

@@ -150,7 +150,11 @@ fn wrong_studies_are_refused_with_their_place() {
         ("[study.axes]\n'run.seed' = [1, -1]\n", "2", "cell seed=-1: "),
         ("[study.axes]\n'run.out_dir' = ['a']\n", "2", "is the same in all cells"),
         ("[study.axes]\n'engine.threads' = [1]\n", "2", "is the same in all cells"),
-        ("[study.axes]\n'run.seed' = [1]\nt = [{label = 'x', set = {'run.seed' = 2}}]\n", "3", "too"),
+        (
+            "[study.axes]\n'run.seed' = [1]\nt = [{label = 'x', set = {'run.seed' = 2}}]\n",
+            "3",
+            "too",
+        ),
         ("[study.axes]\nt = [{label = 'x'}]\n", "2", "a point is"),
         ("[study.axes]\nt = [{label = 'x', sets = {}}]\n", "2", "did you mean `set`?"),
         ("[study.axes]\nt = [{label = 'x', set = {'run' = 3}}]\n", "2", "a section: [run]"),

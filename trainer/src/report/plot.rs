@@ -8,8 +8,8 @@ use plotters::coord::Shift;
 use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, Ranged, ValueFormatter};
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::{
-    BLACK, Cartesian2d, ChartBuilder, Circle, Color, Cross, DrawingArea, IntoDrawingArea,
-    IntoFont, PathElement, RGBColor, SVGBackend, Text, TriangleMarker, WHITE,
+    BLACK, Cartesian2d, ChartBuilder, Circle, Color, Cross, DrawingArea, IntoDrawingArea, IntoFont,
+    PathElement, RGBColor, SVGBackend, Text, TriangleMarker, WHITE,
 };
 use plotters::style::ShapeStyle;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -92,7 +92,8 @@ pub fn svg(chart: &Chart) -> Result<String, Error> {
     let mut text = String::new();
     {
         let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
-        draw(chart, &places, (low - pad, high + pad), &area).map_err(|reason| Error::Picture { reason })?;
+        draw(chart, &places, (low - pad, high + pad), &area)
+            .map_err(|reason| Error::Picture { reason })?;
         area.present().map_err(|e| Error::Picture { reason: e.to_string() })?;
     }
     Ok(text)
@@ -172,7 +173,8 @@ fn series(
 }
 
 fn legend(chart: &Chart, area: &Area<'_>) -> Result<(), String> {
-    let style = ("sans-serif", 13).into_font().color(&BLACK).pos(Pos::new(HPos::Left, VPos::Center));
+    let style =
+        ("sans-serif", 13).into_font().color(&BLACK).pos(Pos::new(HPos::Left, VPos::Center));
     let failed = |e: plotters::drawing::DrawingAreaErrorKind<_>| format!("{e:?}");
     let mut y = 60;
     area.draw(&Text::new(chart.legend.as_str(), (4, y), style.clone())).map_err(failed)?;
@@ -221,7 +223,13 @@ impl Places {
         };
         let span = at[at.len() - 1] - at[0];
         let margin = if joined { 0.05 * span } else { 0.5 };
-        Self { ticks: ticks.to_vec(), at, joined, margin, step: if joined { 0.02 * span } else { 0.06 } }
+        Self {
+            ticks: ticks.to_vec(),
+            at,
+            joined,
+            margin,
+            step: if joined { 0.02 * span } else { 0.06 },
+        }
     }
 
     /// What keeps whiskers of different series off one another.
@@ -301,14 +309,18 @@ mod tests {
 
     #[test]
     fn a_chart_has_its_texts_lines_and_marks() {
-        let joined = svg(&chart(&["0", "1", "4"], &[("random", &[1.0, 2.0, 3.0]), ("bm25", &[1.5, 2.5, 3.5])]));
+        let joined = svg(&chart(
+            &["0", "1", "4"],
+            &[("random", &[1.0, 2.0, 3.0]), ("bm25", &[1.5, 2.5, 3.5])],
+        ));
         let joined = joined.unwrap();
         for part in ["random", "bm25", ">0<", ">1<", ">4<", "<circle", "<svg", "</svg>"] {
             assert!(joined.contains(part), "{part} is missing in\n{joined}");
         }
         // Three whiskers of three lines each, for two series, and the joining lines.
         let lines = |text: &str| text.matches("<polyline").count();
-        let dots = chart(&["a", "b", "c"], &[("random", &[1.0, 2.0, 3.0]), ("bm25", &[1.5, 2.5, 3.5])]);
+        let dots =
+            chart(&["a", "b", "c"], &[("random", &[1.0, 2.0, 3.0]), ("bm25", &[1.5, 2.5, 3.5])]);
         assert_eq!(lines(&joined), lines(&svg(&dots).unwrap()) + 2);
         assert_eq!(svg(&dots).unwrap(), svg(&dots).unwrap());
     }
