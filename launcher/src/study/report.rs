@@ -3,6 +3,7 @@
 use super::table::{AxisRow, CellRow, Tables, tables};
 use super::{End, pictures};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use trainer::config::{Metric, Study};
@@ -121,6 +122,12 @@ fn text(study: &Study, ends: &[End], tables: &Tables) -> String {
                 let _ = write!(text, "\n{}", axis_table(&axis.name, &rows, percent));
             }
         }
+        let metrics: BTreeSet<Metric> = rows.iter().map(|r| r.metric).collect();
+        let errors = metrics.iter().filter(|m| m.lower_is_better()).map(|m| m.name());
+        let errors: Vec<&str> = errors.collect();
+        if !errors.is_empty() {
+            let _ = writeln!(text, "\nLower is better: {}.", errors.join(", "));
+        }
         text.push('\n');
     }
     for (cell, end) in study.cells.iter().zip(ends) {
@@ -138,11 +145,6 @@ fn text(study: &Study, ends: &[End], tables: &Tables) -> String {
     text
 }
 
-fn better(metric: Metric) -> String {
-    let way = if metric.lower_is_better() { "lower" } else { "higher" };
-    format!("{} ({way} is better)", metric.name())
-}
-
 fn cell_table(rows: &[&CellRow], percent: f64) -> String {
     let interval = format!("[{percent} % users]");
     let head = ["metric", "cell", "arm", "queries", "users", "value", &interval];
@@ -156,7 +158,7 @@ fn cell_table(rows: &[&CellRow], percent: f64) -> String {
             format!("{} (= {})", row.arm.name(), by.name())
         };
         grid.push(vec![
-            better(row.metric),
+            row.metric.name().to_owned(),
             row.cell.clone(),
             arm,
             row.num_queries.to_string(),
@@ -181,7 +183,7 @@ fn axis_table(axis: &str, rows: &[&AxisRow], percent: f64) -> String {
         let users = against.and_then(|a| a.users.as_ref());
         let share = |v: Option<f64>| v.map_or_else(dash, |v| format!("{:.1} %", 100.0 * v));
         grid.push(vec![
-            better(row.metric),
+            row.metric.name().to_owned(),
             row.value_label.clone(),
             row.arm.name().to_owned(),
             row.num_cells.to_string(),
