@@ -1,3 +1,5 @@
+//! Studies as written: products, duplicates, named points, what is refused and where.
+
 use super::*;
 use std::path::Path;
 

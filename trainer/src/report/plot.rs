@@ -108,7 +108,7 @@ fn draw(
     area.fill(&WHITE).map_err(|e| e.to_string())?;
     let (left, right) = area.split_horizontally(SIZE.0 - LEGEND);
     let mut plot = ChartBuilder::on(&left)
-        .caption(&chart.title, ("sans-serif", 17))
+        .caption(&chart.title, ("sans-serif", 20))
         .margin(14)
         .x_label_area_size(48)
         .y_label_area_size(70)
@@ -123,8 +123,8 @@ fn draw(
         .y_labels(8)
         .x_desc(&chart.x_label)
         .y_desc(&chart.y_label)
-        .label_style(("sans-serif", 13))
-        .axis_desc_style(("sans-serif", 15))
+        .label_style(("sans-serif", 15))
+        .axis_desc_style(("sans-serif", 17))
         .draw()
         .map_err(|e| e.to_string())?;
     for number in 0..chart.series.len() {
@@ -174,7 +174,7 @@ fn series(
 
 fn legend(chart: &Chart, area: &Area<'_>) -> Result<(), String> {
     let style =
-        ("sans-serif", 13).into_font().color(&BLACK).pos(Pos::new(HPos::Left, VPos::Center));
+        ("sans-serif", 15).into_font().color(&BLACK).pos(Pos::new(HPos::Left, VPos::Center));
     let failed = |e: plotters::drawing::DrawingAreaErrorKind<_>| format!("{e:?}");
     let mut y = 60;
     area.draw(&Text::new(chart.legend.as_str(), (4, y), style.clone())).map_err(failed)?;
@@ -314,7 +314,7 @@ mod tests {
             &[("random", &[1.0, 2.0, 3.0]), ("bm25", &[1.5, 2.5, 3.5])],
         ));
         let joined = joined.unwrap();
-        for part in ["random", "bm25", ">0<", ">1<", ">4<", "<circle", "<svg", "</svg>"] {
+        for part in ["random", "bm25", "\n0\n", "\n1\n", "\n4\n", "<circle", "<svg", "</svg>"] {
             assert!(joined.contains(part), "{part} is missing in\n{joined}");
         }
         // Three whiskers of three lines each, for two series, and the joining lines.
