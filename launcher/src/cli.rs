@@ -9,7 +9,7 @@ use std::path::PathBuf;
 /// command again resumes a run that was cut off, and does nothing to one that is finished.
 ///
 /// Exit codes: 0 done, 2 usage, 3 wrong config or data, 4 verification failed, 5 done but some users were
-/// put aside, 75 stopped on a signal (run the same command again), 101 internal error.
+/// put aside or some cells of a study failed, 75 stopped on a signal (run the same command again), 101 internal error.
 #[derive(Debug, Parser)]
 #[command(name = "launcher", version, max_term_width = 100)]
 pub(crate) struct Cli {
@@ -30,6 +30,11 @@ pub(crate) enum Command {
     /// The table of a run from its predictions (--config), or of anybody's LaMP files (--predictions, --golds); trains
     /// nothing.
     Evaluate(EvaluateArgs),
+    /// All cells of a config with [study.axes], and one table with plots: docs/guides/study.md.
+    ///
+    /// A finished cell is never redone; what cells have in common is computed once. A cell that fails is reported
+    /// and the others go on (exit code 5).
+    Study(RunArgs),
     /// What a run would take: users, tokens, steps, memory, time; starts nothing.
     Plan(RunArgs),
     /// Checks data, describes it, converts it.

@@ -15,6 +15,7 @@ mod run;
 mod session;
 mod shown;
 mod source;
+mod study;
 mod watch;
 mod world;
 
@@ -80,6 +81,7 @@ fn dispatch(command: Command, env: &Env, comm: &dyn Communicator) -> anyhow::Res
             args.dry_run = true;
             run(&args, Until::Evaluate, env, comm)
         }
+        Command::Study(args) => study::run(&args, env, comm),
         Command::Doctor => doctor::run(env, comm),
         Command::Prepare(args) => alone(comm, || prepare::run(&args)),
         Command::Export(args) => alone(comm, || adapters::export(&args, env)),

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use trainer::comm::Communicator;
 use trainer::config::{Config, Document, PredictMode, ProfileSource, Recipe, Text, read_layers};
-use trainer::data::{Dataset, Index, Item, OnBad, UserRecord};
+use trainer::data::{Dataset, Index, Item, OnBad, Source, UserRecord};
 use trainer::ids::{UserId, UserKey};
 use trainer::lora::{AdapterSpec, SiteLists, Target};
 use trainer::model::cache::MappedBase;
@@ -49,15 +49,27 @@ pub(crate) struct Session {
     adapters: Vec<AdapterSpec>,
 }
 
+/// What a session may take over from the one before it instead of reading it again.
+#[derive(Debug, Default)]
+pub(crate) struct Loaded {
+    base: Option<(trainer::config::Base, MappedBase, Tokenizer)>,
+    data: Option<(Source, bool, Dataset)>,
+}
+
 /// The config, read by rank 0 and the same on all ranks.
 pub(crate) fn config(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Config> {
-    document(args, comm)?
+    let document = document(args, comm)?;
+    if document.is_study() {
+        return Err(anyhow::anyhow!("{} is a study of several runs", args.config.display()))
+            .input("launcher study --config FILE runs its cells");
+    }
+    document
         .resolve(&env.variables())
         .input("launcher run --config FILE --print-config shows every key")
 }
 
 /// The config as written, with the command line's variants and settings.
-fn document(args: &RunArgs, comm: &dyn Communicator) -> anyhow::Result<Document> {
+pub(crate) fn document(args: &RunArgs, comm: &dyn Communicator) -> anyhow::Result<Document> {
     let mut text = Vec::new();
     if comm.rank() == 0 {
         let hint = "give a good file with --config; the repository's are in configs/";
@@ -78,16 +90,30 @@ fn document(args: &RunArgs, comm: &dyn Communicator) -> anyhow::Result<Document>
 impl Session {
     /// Opens base, tokenizer and data, and checks them against each other.
     pub(crate) fn open(config: Config, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Self> {
-        let cache = config.base.cache_dir.clone().unwrap_or_else(|| env.cache.join("prepared"));
-        let hint = "scripts/setup fetches the model the shipped configs use";
-        let source = trainer::model::weights::open(&config.base.path).input(hint)?;
-        // The ranks of a node take turns: the first converts, the others find the file.
-        let base = MappedBase::load(&Cpu, source.as_ref(), &cache).input(hint)?;
-        let tokenizer = Tokenizer::open(&config.base.path, base.spec()).input(hint)?;
-        drop(source);
+        Self::open_with(config, env, comm, Loaded::default())
+    }
+
+    /// [`Self::open`] that keeps of `loaded` what this config names too.
+    pub(crate) fn open_with(
+        config: Config,
+        env: &Env,
+        comm: &dyn Communicator,
+        loaded: Loaded,
+    ) -> anyhow::Result<Self> {
+        let before = loaded.base.filter(|(base, ..)| *base == config.base);
+        let (base, tokenizer) = match before {
+            Some((_, base, tokenizer)) => (base, tokenizer),
+            None => base_of(&config, env)?,
+        };
         let data_hint = "docs/guides/data.md says what every reader expects";
-        let on_bad = if config.data.strict { OnBad::Stop } else { OnBad::Quarantine };
-        let data = trainer::data::load(&crate::source::of(&config)?, on_bad).input(data_hint)?;
+        let (source, strict) = (crate::source::of(&config)?, config.data.strict);
+        let data = match loaded.data.filter(|(s, on, _)| *s == source && *on == strict) {
+            Some((.., data)) => data,
+            None => {
+                let on_bad = if strict { OnBad::Stop } else { OnBad::Quarantine };
+                trainer::data::load(&source, on_bad).input(data_hint)?
+            }
+        };
         let task =
             Task::new(template(&config)?).input("docs/guides/data.md has the template's fields")?;
         let (adapters, lists) = adapters(&config, base.spec())?;
@@ -126,6 +152,15 @@ impl Session {
             session.refuse_unusable().input("data.strict = false puts such users aside")?;
         }
         Ok(session)
+    }
+
+    /// What the next session may take over.
+    pub(crate) fn into_loaded(self) -> Loaded {
+        let source = crate::source::of(&self.config).ok();
+        Loaded {
+            data: source.map(|source| (source, self.config.data.strict, self.data)),
+            base: Some((self.config.base, self.base, self.tokenizer)),
+        }
     }
 
     /// The first user who cannot be trained or asked as written is an error.
@@ -301,6 +336,16 @@ fn adapters(config: &Config, base: &BaseSpec) -> anyhow::Result<(Vec<AdapterSpec
     let lists = SiteLists::of_targets(base, adapters.iter().map(|a| a.targets.as_slice()))
         .input("choose targets the base has, in [individual] and in every override")?;
     Ok((adapters, lists))
+}
+
+/// Base and tokenizer. The ranks of a node take turns: the first converts, the others find the file.
+fn base_of(config: &Config, env: &Env) -> anyhow::Result<(MappedBase, Tokenizer)> {
+    let cache = config.base.cache_dir.clone().unwrap_or_else(|| env.cache.join("prepared"));
+    let hint = "scripts/setup fetches the model the shipped configs use";
+    let source = trainer::model::weights::open(&config.base.path).input(hint)?;
+    let base = MappedBase::load(&Cpu, source.as_ref(), &cache).input(hint)?;
+    let tokenizer = Tokenizer::open(&config.base.path, base.spec()).input(hint)?;
+    Ok((base, tokenizer))
 }
 
 /// Takes out what may change between two starts of one run: where things lie and how work is laid out.

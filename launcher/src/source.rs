@@ -55,7 +55,7 @@ pub(crate) fn of(config: &Config) -> anyhow::Result<Source> {
                     max_history: data.max_history.unwrap_or(usize::MAX),
                     max_queries: data.max_queries.unwrap_or(usize::MAX),
                     max_population_items: data.max_population_items.unwrap_or(usize::MAX),
-                    seed: config.run.seed,
+                    seed: data.seed.unwrap_or(config.run.seed),
                 },
             }
         }

@@ -65,6 +65,7 @@ fn keys_and_structs_are_the_same() {
         "data.max_history=1",
         "data.max_population_items=1",
         "data.max_queries=1",
+        "data.seed=1",
         "predict.max_new_tokens=1",
         "profile.items=1",
         "profile.max_new_tokens=1",

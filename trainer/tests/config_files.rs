@@ -32,6 +32,34 @@ fn names() -> Vec<String> {
     tomls.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
 }
 
+/// The run of a file with variants, or all cells of a study.
+fn runs(name: &str, variants: &[&str]) -> Vec<Config> {
+    let mut document = Document::read(&folder().join(name)).unwrap();
+    if !document.is_study() {
+        return vec![of_variants(name, variants)];
+    }
+    variants.iter().for_each(|variant| document.choose(variant).unwrap());
+    let study = document.study(&variables()).unwrap_or_else(|e| panic!("{name}: {e}"));
+    study.cells.into_iter().map(|cell| cell.config).collect()
+}
+
+#[test]
+fn the_study_is_what_it_says() {
+    let document = Document::read(&folder().join("study_ml100k_cpu.toml")).unwrap();
+    let study = document.study(&variables()).unwrap();
+    let names: Vec<&str> = study.axes.iter().map(|a| a.name.as_str()).collect();
+    assert_eq!(names, ["prompt.retriever", "prompt.retrieved"]);
+    assert_eq!(study.cells.len(), 15);
+    let runs: Vec<_> = study.cells.iter().filter(|c| c.same_as.is_none()).collect();
+    assert_eq!(runs.len(), 13, "nothing retrieved is one cell");
+    for cell in &study.cells {
+        let shown = cell.config.prompt.retrieved > 0;
+        let rag = if shown { Arm::Rag } else { Arm::Base };
+        assert_eq!(cell.rows, [(Arm::Base, Arm::Base), (Arm::Rag, rag)]);
+        assert!(!cell.config.population.enabled);
+    }
+}
+
 #[test]
 fn every_file_and_variant_resolves_to_itself_again() {
     let mut configs = 0;
@@ -39,11 +67,12 @@ fn every_file_and_variant_resolves_to_itself_again() {
         let document = Document::read(&folder().join(&name)).unwrap();
         let each = document.variants().map(|v| vec![v]);
         for variants in std::iter::once(Vec::new()).chain(each) {
-            configs += 1;
-            let config = of_variants(&name, &variants);
-            let toml = config.to_toml().unwrap();
-            let again = Document::parse(Path::new("/elsewhere/config.toml"), &toml).unwrap();
-            assert_eq!(again.resolve(&BTreeMap::new()).unwrap(), config, "{toml}");
+            for config in runs(&name, &variants) {
+                configs += 1;
+                let toml = config.to_toml().unwrap();
+                let again = Document::parse(Path::new("/elsewhere/config.toml"), &toml).unwrap();
+                assert_eq!(again.resolve(&BTreeMap::new()).unwrap(), config, "{toml}");
+            }
         }
     }
     assert!(configs > 50, "{configs} configs in configs/");

@@ -72,7 +72,10 @@ fn lead(run: &Run<'_>) -> anyhow::Result<()> {
     write_atomic(&run.path("metrics.csv"), csv::render(&comparison).as_bytes())?;
     let table = render(&comparison);
     write_atomic(&run.path("table.txt"), table.as_bytes())?;
-    print(table.trim_end());
+    // A study prints one table of all its cells.
+    if run.shared.is_none() {
+        print(table.trim_end());
+    }
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use crate::cli::RunArgs;
 use crate::env::Env;
 use crate::exit::{Exit, Fails};
 use crate::session::{self, Session};
+use crate::study::Cache;
 use crate::watch::{print, say};
 use anyhow::Context;
 use kernels::Cpu;
@@ -44,6 +45,8 @@ pub(crate) struct Run<'a> {
     pub(crate) comm: &'a dyn Communicator,
     pub(crate) events: &'a dyn EventSink,
     pub(crate) stop: &'a AtomicBool,
+    /// What the cells of a study share; none outside of one.
+    pub(crate) shared: Option<&'a Cache>,
 }
 
 impl Run<'_> {
@@ -84,15 +87,26 @@ pub(crate) fn run(
         return Ok(Exit::Done);
     }
     crate::threads(config.engine.threads, env)?;
-    let started = Instant::now();
     let session = Session::open(config, env, comm)?;
     if args.dry_run {
         return crate::plan::print_plan(&session, comm);
     }
     let stop = stop_flag()?;
-    prepare_folder(&session, env, comm)?;
+    of_session(&session, until, env, comm, (&stop, None))
+}
+
+/// Runs an open session up to a stage; within a study, with what its cells share.
+pub(crate) fn of_session(
+    session: &Session,
+    until: Until,
+    env: &Env,
+    comm: &dyn Communicator,
+    (stop, shared): (&AtomicBool, Option<&Cache>),
+) -> anyhow::Result<Exit> {
+    let started = Instant::now();
+    prepare_folder(session, env, comm)?;
     let events = JsonlSink::open(&session.folder.join("events"), comm.rank())?;
-    let run = Run { session: &session, comm, events: &events, stop: &stop };
+    let run = Run { session, comm, events: &events, stop, shared };
     events.emit(Event::RunStarted {
         name: session.config.run.name.clone(),
         config_hash: session.config.hash()?.to_string(),
@@ -118,7 +132,7 @@ fn stages(run: &Run<'_>, until: Until) -> anyhow::Result<Exit> {
     let has = |arm| arms.contains(&arm) && until >= Until::Predict;
     let ask = |wanted: &[Arm], base: &MappedBase| -> anyhow::Result<End> {
         for &arm in wanted.iter().filter(|&&arm| has(arm)) {
-            if predict::arm(run, arm, base)? == End::Stopped {
+            if answered(run, arm, base)? == End::Stopped {
                 return Ok(End::Stopped);
             }
         }
@@ -131,7 +145,7 @@ fn stages(run: &Run<'_>, until: Until) -> anyhow::Result<Exit> {
     }
     // Arms may do without any training.
     if until <= Until::Individual || arms.iter().any(|arm| arm.merged()) {
-        let Some(merged) = population::run(run)? else { return Ok(requeue(run)) };
+        let Some(merged) = shared_population(run)? else { return Ok(requeue(run)) };
         if ask(&[Arm::Population], &merged)? == End::Stopped {
             return Ok(requeue(run));
         }
@@ -152,13 +166,39 @@ fn stages(run: &Run<'_>, until: Until) -> anyhow::Result<Exit> {
     Ok(if quarantined > 0 { Exit::Quarantined } else { Exit::Done })
 }
 
+/// The answers of an arm, from another cell of the study where that has the very same.
+fn answered(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<End> {
+    let entry = match run.shared.filter(|_| !arm.adapted()) {
+        Some(cache) => cache.answers(run, (&predict::file(run, arm), arm), base)?,
+        None => None,
+    };
+    let end = predict::arm(run, arm, base)?;
+    if let Some(entry) = entry.filter(|_| end == End::Complete) {
+        entry.keep(run)?;
+    }
+    Ok(end)
+}
+
+/// The merged base, from another cell of the study where that is the very same.
+fn shared_population(run: &Run<'_>) -> anyhow::Result<Option<MappedBase>> {
+    let entry = match run.shared.filter(|_| run.session.config.population.enabled) {
+        Some(cache) => cache.population(run, || population::examples(run))?,
+        None => None,
+    };
+    let merged = population::run(run)?;
+    if let Some(entry) = entry.filter(|_| merged.is_some()) {
+        entry.keep(run)?;
+    }
+    Ok(merged)
+}
+
 fn requeue(run: &Run<'_>) -> Exit {
     run.say("stopped on a signal; everything finished is committed, the same command goes on");
     Exit::Requeue
 }
 
 /// A flag that SIGTERM, SIGINT and SIGUSR1 (Slurm's warning) raise; the second signal ends the process.
-fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
+pub(crate) fn stop_flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in
         [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT, signal_hook::consts::SIGUSR1]

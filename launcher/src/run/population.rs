@@ -80,7 +80,7 @@ fn record(run: &Run<'_>, merged: &MappedBase) -> anyhow::Result<()> {
 }
 
 /// Examples of the population users, in their order; unusable ones are left out and counted.
-fn examples(run: &Run<'_>) -> anyhow::Result<Vec<Example>> {
+pub(super) fn examples(run: &Run<'_>) -> anyhow::Result<Vec<Example>> {
     let (session, limit) =
         (run.session, run.session.config.data.population_examples.unwrap_or(usize::MAX));
     let (mut examples, mut bad) = (Vec::new(), 0usize);

@@ -22,8 +22,13 @@ fn shipped_configs_resolve() {
     let mut seen = 0;
     for entry in std::fs::read_dir(crate::process::root().join("configs")).unwrap() {
         let path = entry.unwrap().path();
+        if path.is_dir() {
+            continue;
+        }
+        let study = path.file_name().unwrap().to_str().unwrap().starts_with("study_");
+        let command = if study { "study" } else { "run" };
         let printed =
-            story.launcher(&["run", "--config", path.to_str().unwrap(), "--print-config"]);
+            story.launcher(&[command, "--config", path.to_str().unwrap(), "--print-config"]);
         let printed = printed.run().must(0).stdout;
         assert!(printed.contains(story.path("cache").to_str().unwrap()), "{printed}");
         seen += 1;

@@ -19,4 +19,5 @@ mod real_model;
 mod resume;
 mod signals;
 mod story;
+mod study;
 mod whole_run;

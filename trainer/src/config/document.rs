@@ -235,6 +235,45 @@ impl Document {
         Ok(())
     }
 
+    /// Puts a value at a key, as if it had been written at `place`.
+    pub(super) fn put(&mut self, path: &str, value: Value, place: Place) -> Result<(), Error> {
+        let (around, name) = path.rsplit_once('.').unwrap_or(("", path));
+        let mut table = &mut self.table;
+        let mut way = String::new();
+        for part in around.split('.').filter(|part| !part.is_empty()) {
+            way.push_str(if way.is_empty() { "" } else { "." });
+            way.push_str(part);
+            let below = table.entry(part).or_insert_with(|| {
+                self.places.insert(way.clone(), place.clone());
+                Value::Table(Table::new())
+            });
+            table = below.as_table_mut().ok_or_else(|| Error::Conflict {
+                place: place.clone(),
+                key: path.into(),
+                reason: format!("`{part}` is no table"),
+            })?;
+        }
+        table.insert(name.to_owned(), value);
+        self.places.retain(|at, _| {
+            at.strip_prefix(path)
+                .is_none_or(|rest| !rest.starts_with(['.', '[']) && !rest.is_empty())
+        });
+        self.places.insert(path.to_owned(), place);
+        Ok(())
+    }
+
+    /// Takes a key out, as if it had never been written.
+    pub(super) fn drop(&mut self, path: &str) {
+        let (around, name) = path.rsplit_once('.').unwrap_or(("", path));
+        let mut parts = around.split('.').filter(|part| !part.is_empty());
+        let table = parts.try_fold(&mut self.table, |table, part| {
+            table.get_mut(part).and_then(Value::as_table_mut)
+        });
+        if let Some(table) = table {
+            table.remove(name);
+        }
+    }
+
     /// Where a key stands; else where the table around it stands; else the file.
     pub(super) fn place(&self, path: &str) -> Place {
         let mut path = path;

@@ -153,6 +153,14 @@ pub enum Error {
         /// What does not fit.
         reason: String,
     },
+    /// A cell of a study that is no good run.
+    #[error("cell {cell}: {source}")]
+    Cell {
+        /// The cell.
+        cell: String,
+        /// What is wrong with it.
+        source: Box<Error>,
+    },
     /// A value that TOML or JSON cannot say.
     #[error("the resolved config cannot be written: {reason}")]
     Unsayable {

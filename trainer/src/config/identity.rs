@@ -82,7 +82,8 @@ impl Config {
     }
 }
 
-fn effect(path: &str) -> Effect {
+/// Whether a key, given with its section, can change results.
+pub(super) fn effect(path: &str) -> Effect {
     let Some((section, name)) = path.split_once('.') else { return Effect::Result };
     let section = SECTIONS.iter().find(|s| s.name == section);
     let key = section.and_then(|s| s.keys.iter().find(|k| k.name == name));

@@ -189,6 +189,13 @@ const DATA: &[Key] = &[
         "newest items of a population user that are used",
     ),
     key("max_queries", COUNT, Unset, Result, "queries of a user that are used"),
+    key(
+        "seed",
+        Kind::Int(0, i64::MAX),
+        Unset,
+        Result,
+        "chooses users of ml-100k; unset is run.seed",
+    ),
     key("strict", Kind::Bool, Is("false"), Result, "a bad user ends the run"),
 ];
 

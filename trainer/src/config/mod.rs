@@ -11,6 +11,7 @@ mod keys;
 mod recipe;
 mod resolve;
 mod resolved;
+mod study;
 mod value;
 
 pub use document::{Document, Text, read_layers};
@@ -23,6 +24,7 @@ pub use resolved::{
     Override, Population, Predict, PredictMode, Profile, ProfileSource, Prompt, Recompute,
     RetrieverKind, Run, Source,
 };
+pub use study::{Axis, Cell, Study};
 
 /// The names of the recipes.
 pub fn recipe_names() -> impl Iterator<Item = &'static str> {

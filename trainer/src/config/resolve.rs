@@ -5,6 +5,7 @@ use super::error::{Error, Place, Suggestion};
 use super::keys::{Default, Key, Kind, OVERRIDE, OVERRIDES, RECIPE, SECTIONS, Section};
 use super::recipe::{RECIPES, ROOT};
 use super::resolved::{Arm, Config, Data, ProfileSource, Source};
+use super::study::STUDY;
 use super::value::{Checker, nearest};
 use serde::Deserialize as _;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,6 +20,13 @@ impl Document {
     /// # Errors
     /// Unknown keys, missing keys, values out of range, unknown variables, keys that do not go together.
     pub fn resolve(&self, variables: &BTreeMap<String, String>) -> Result<Config, Error> {
+        let config = self.meant(variables)?;
+        self.fitting(&config)?;
+        Ok(config)
+    }
+
+    /// [`Self::resolve`] before the keys are held against each other.
+    pub(super) fn meant(&self, variables: &BTreeMap<String, String>) -> Result<Config, Error> {
         let checker = Checker { document: self, variables };
         self.known_sections()?;
         let mut whole = Table::new();
@@ -32,7 +40,6 @@ impl Document {
             o.users.sort();
         }
         self.apart(&mut config);
-        self.fitting(&config)?;
         Ok(config)
     }
 
@@ -50,6 +57,10 @@ impl Document {
 
     fn known_sections(&self) -> Result<(), Error> {
         for (name, value) in self.table.iter().filter(|(name, _)| *name != VARIANT) {
+            if name == STUDY {
+                let reason = "makes this a study of several runs, not a run".to_owned();
+                return Err(Error::Conflict { place: self.place(name), key: STUDY.into(), reason });
+            }
             let known = SECTIONS.iter().any(|s| s.name == name);
             if !known {
                 let suggestion = match owner(name, "") {
@@ -73,7 +84,7 @@ impl Document {
     }
 
     /// What no single key can say.
-    fn fitting(&self, config: &Config) -> Result<(), Error> {
+    pub(super) fn fitting(&self, config: &Config) -> Result<(), Error> {
         let conflict = |key: &str, reason: &str| {
             Err(Error::Conflict {
                 place: self.place(key),

@@ -149,6 +149,9 @@ pub struct Data {
     /// Queries of a user that are used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_queries: Option<usize>,
+    /// Chooses the users of `ml-100k`; unset is the run's seed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seed: Option<u64>,
     /// A bad user ends the run instead of being skipped.
     pub strict: bool,
 }

@@ -1,7 +1,8 @@
 //! Aligned Markdown tables.
 
 /// A table of texts; the first `left` columns to the left, the others to the right.
-pub(super) struct Grid {
+#[derive(Debug, Clone)]
+pub struct Grid {
     head: Vec<String>,
     pub(super) rows: Vec<Vec<String>>,
     left: usize,
@@ -9,18 +10,18 @@ pub(super) struct Grid {
 
 impl Grid {
     /// An empty table with these heads.
-    pub(super) fn new(head: &[&str], left: usize) -> Self {
+    pub fn new(head: &[&str], left: usize) -> Self {
         Self { head: head.iter().map(|h| (*h).to_owned()).collect(), rows: Vec::new(), left }
     }
 
     /// Adds a row; what would break the table (bars, line ends) is replaced.
-    pub(super) fn push(&mut self, row: Vec<String>) {
+    pub fn push(&mut self, row: Vec<String>) {
         let clean = |cell: String| cell.replace('|', "\\|").replace(|c: char| c.is_control(), " ");
         self.rows.push(row.into_iter().map(clean).collect());
     }
 
     /// Aligned Markdown.
-    pub(super) fn render(&self) -> String {
+    pub fn render(&self) -> String {
         let all = || std::iter::once(&self.head).chain(&self.rows);
         let widths: Vec<usize> = (0..self.head.len())
             .map(|c| all().map(|row| row[c].chars().count()).max().unwrap_or(0).max(3))

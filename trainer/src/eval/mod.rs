@@ -24,13 +24,16 @@ pub mod questions;
 mod rouge;
 pub mod table;
 pub mod tasks;
+mod value;
 
 pub use arms::{Arm, UserValue, per_user};
 pub use bootstrap::{Bootstrap, Interval, sign_test};
 pub use compare::{Comparison, Difference, Estimate, Options, Row, UserCounts, compare};
 pub use error::{EvalError, IdsDiffer};
+pub use grid::Grid;
 pub use history::HistoryGroup;
 pub use leak::{Finding, LeakArms, LeakCheck, leak_check};
 pub use metric::Metric;
 pub use movers::{Movers, UserChange};
 pub use predictions::Prediction;
+pub use value::estimate;

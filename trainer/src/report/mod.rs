@@ -1,9 +1,10 @@
 //! report: what a run says while it runs.
 //!
-//! Owns: the events of a run and where they go, one JSON object a line. Must never know: the terminal (the launcher
+//! Owns: the events of a run and where they go, one JSON object a line; charts ([`plot`]). Must never know: the terminal (the launcher
 //! prints), users' texts (an event names a user, never quotes one). Start reading at [`Event`].
 
 mod event;
+pub mod plot;
 mod sink;
 
 pub use event::{Event, Progress, Record, Stage};
@@ -21,6 +22,12 @@ pub enum Error {
         path: PathBuf,
         /// The cause.
         source: std::io::Error,
+    },
+    /// A picture that cannot be drawn.
+    #[error("picture: {reason}")]
+    Picture {
+        /// Why.
+        reason: String,
     },
     /// An event that JSON cannot say, or a line that is no event.
     #[error("not an event: {source}")]

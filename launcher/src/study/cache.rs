@@ -1,0 +1,358 @@
+//! What cells of a study have in common, computed once: answers of arms without personal adapters, and the
+//! population stage.
+//!
+//! An entry's name is a hash of everything its bytes follow from: the weights that answer, every prompt token of every
+//! user, the golds, the arithmetic's rules, the settings. Nothing is inferred from a config being "the same but for x":
+//! a key that changes a prompt changes its tokens, so a wrong hit would be a collision of BLAKE3.
+//! An entry is whole when its `entry.json` is there; files are checked against it before they are given out.
+
+use super::digest::Digest;
+use crate::run::Run;
+use crate::shown::Shown;
+use crate::watch::say;
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use trainer::comm::Reduce;
+use trainer::config::{Arm, PredictMode};
+use trainer::model::cache::MappedBase;
+use trainer::prompt::Example;
+use trainer::store::write_atomic;
+
+/// The list of an entry's files.
+const LIST: &str = "entry.json";
+
+/// The folder of what cells share.
+#[derive(Debug)]
+pub(crate) struct Cache {
+    folder: PathBuf,
+}
+
+/// One thing that cells may share: where it is kept and where the run wants it.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    kept: PathBuf,
+    /// Files or folders below the run folder.
+    wanted: Vec<PathBuf>,
+    /// Whether it was there; then there is nothing to keep.
+    found: bool,
+}
+
+/// A file of an entry.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Sum {
+    bytes: u64,
+    blake3: String,
+}
+
+type Sums = BTreeMap<PathBuf, Sum>;
+
+impl Cache {
+    pub(crate) fn new(study: &Path) -> Self {
+        Self { folder: study.join("cache") }
+    }
+
+    /// The answers of `base`, without adapters, to the prompts of all users, put into the run if they are known;
+    /// none if the run has the file already.
+    pub(crate) fn answers(
+        &self,
+        run: &Run<'_>,
+        (file, arm): (&Path, Arm),
+        base: &MappedBase,
+    ) -> anyhow::Result<Option<Entry>> {
+        if there(run, file)? {
+            return Ok(None);
+        }
+        let mut digest = Digest::new("myriad 2026 study answers 1");
+        arithmetic(run, base, &mut digest);
+        settings(run, &mut digest)?;
+        prompts(run, Shown::to(arm), &mut digest)?;
+        self.entry(run, "answers", &digest, vec![file.to_owned()]).map(Some)
+    }
+
+    /// The population stage of these examples, put into the run if it is known; none if the run has it already.
+    pub(crate) fn population(
+        &self,
+        run: &Run<'_>,
+        examples: impl FnOnce() -> anyhow::Result<Vec<Example>>,
+    ) -> anyhow::Result<Option<Entry>> {
+        let (overlay, store) = (run.path("population/merged.myriad"), run.path("population/store"));
+        // A stage that was cut off goes on with what it has.
+        if there(run, &overlay)? || there(run, &store)? {
+            return Ok(None);
+        }
+        let mut digest = Digest::new("myriad 2026 study population 1");
+        arithmetic(run, &run.session.base, &mut digest);
+        digest.bytes(&serde_json::to_vec(&run.session.config.population)?);
+        digest.number(run.session.config.run.seed);
+        for example in examples()? {
+            digest.tokens(&example.tokens);
+            digest.number(example.prompt_len as u64);
+        }
+        // The overlay last: it is what says that the stage is done.
+        self.entry(run, "population", &digest, vec![store, overlay]).map(Some)
+    }
+
+    fn entry(
+        &self,
+        run: &Run<'_>,
+        kind: &str,
+        digest: &Digest,
+        wanted: Vec<PathBuf>,
+    ) -> anyhow::Result<Entry> {
+        let mut entry =
+            Entry { kept: self.folder.join(kind).join(digest.name()), wanted, found: false };
+        let found = run.leads() && entry.fetch(&run.session.folder)?;
+        entry.found = run.comm.all_reduce_u64(Reduce::Max, u64::from(found))? > 0;
+        if entry.found {
+            run.say(&format!("{kind:<14} as in another cell"));
+        }
+        Ok(entry)
+    }
+}
+
+impl Entry {
+    /// Puts the entry's files into the run; false, with nothing done, if there is no whole entry.
+    fn fetch(&self, run: &Path) -> anyhow::Result<bool> {
+        let Ok(list) = fs::read(self.kept.join(LIST)) else { return Ok(false) };
+        let good = serde_json::from_slice::<Sums>(&list).is_ok_and(|sums| {
+            let whole = |(name, sum): (&PathBuf, &Sum)| {
+                Sum::of(&self.kept.join(name)).is_ok_and(|now| now == *sum)
+            };
+            sums.iter().all(whole) && self.names(run).is_ok_and(|w| covers(&w, &sums))
+        });
+        if !good {
+            say(&format!("{}: damaged, computed again", self.kept.display()));
+            fs::remove_dir_all(&self.kept)?;
+            return Ok(false);
+        }
+        for name in self.names(run)? {
+            same_files(&self.kept.join(&name), &run.join(&name))?;
+        }
+        Ok(true)
+    }
+
+    /// Keeps the run's files for other cells, unless they came from there.
+    pub(crate) fn keep(&self, run: &Run<'_>) -> anyhow::Result<()> {
+        if self.found || !run.leads() {
+            return Ok(());
+        }
+        self.store(&run.session.folder).with_context(|| format!("{}", self.kept.display()))
+    }
+
+    fn store(&self, run: &Path) -> anyhow::Result<()> {
+        if self.kept.exists() {
+            // A start that was cut off while it kept them.
+            fs::remove_dir_all(&self.kept)?;
+        }
+        let mut sums = Sums::new();
+        for name in self.names(run)? {
+            same_files(&run.join(&name), &self.kept.join(&name))?;
+            for file in files(&self.kept, &name)? {
+                let sum = Sum::of(&self.kept.join(&file))?;
+                sums.insert(file, sum);
+            }
+        }
+        Ok(write_atomic(&self.kept.join(LIST), &serde_json::to_vec_pretty(&sums)?)?)
+    }
+
+    /// What is wanted, as named in the run folder.
+    fn names(&self, run: &Path) -> anyhow::Result<Vec<PathBuf>> {
+        let name = |path: &PathBuf| Ok(path.strip_prefix(run)?.to_owned());
+        self.wanted.iter().map(name).collect()
+    }
+}
+
+impl Sum {
+    fn of(path: &Path) -> io::Result<Self> {
+        let mut hasher = blake3::Hasher::new();
+        let bytes = io::copy(&mut fs::File::open(path)?, &mut hasher)?;
+        Ok(Self { bytes, blake3: hasher.finalize().to_hex().to_string() })
+    }
+}
+
+/// Whether every wanted name has a file in the list, and nothing else does.
+fn covers(wanted: &[PathBuf], sums: &Sums) -> bool {
+    wanted.iter().all(|name| sums.keys().any(|file| file.starts_with(name)))
+        && sums.keys().all(|file| wanted.iter().any(|name| file.starts_with(name)))
+}
+
+/// Whether rank 0 sees a path; the same answer on all ranks.
+fn there(run: &Run<'_>, path: &Path) -> anyhow::Result<bool> {
+    let seen = u64::from(run.leads() && path.exists());
+    Ok(run.comm.all_reduce_u64(Reduce::Max, seen)? > 0)
+}
+
+/// The files at or below `name`, in order.
+fn files(root: &Path, name: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let path = root.join(name);
+    if path.is_dir() {
+        let mut entries: Vec<_> = fs::read_dir(&path)?.collect::<io::Result<_>>()?;
+        entries.sort_by_key(fs::DirEntry::file_name);
+        for entry in entries {
+            found.extend(files(root, &name.join(entry.file_name()))?);
+        }
+    } else {
+        found.push(name.to_owned());
+    }
+    Ok(found)
+}
+
+/// Makes `to` the same as `from`. A single file becomes a link to the same bytes where the file system has links: it
+/// is only ever replaced, never written into. The files of a folder are copied: stores grow in place.
+fn same_files(from: &Path, to: &Path) -> anyhow::Result<()> {
+    let parent = to.parent().context("a file has a folder")?;
+    fs::create_dir_all(parent)?;
+    if from.is_dir() {
+        fs::create_dir_all(to)?;
+        for file in files(from, Path::new(""))? {
+            let at = to.join(&file);
+            fs::create_dir_all(at.parent().context("a file has a folder")?)?;
+            fs::copy(from.join(&file), at)?;
+        }
+        return Ok(());
+    }
+    if fs::hard_link(from, to).is_err() {
+        let mut name = to.file_name().context("a file has a name")?.to_owned();
+        name.push(".copy");
+        let part = to.with_file_name(name);
+        fs::copy(from, &part)?;
+        fs::File::open(&part)?.sync_all()?;
+        fs::rename(&part, to)?;
+    }
+    Ok(())
+}
+
+/// Weights, and whatever decides the last bit of what is computed with them.
+fn arithmetic(run: &Run<'_>, base: &MappedBase, digest: &mut Digest) {
+    digest.text(env!("CARGO_PKG_VERSION"));
+    digest.text(kernels::cpu::vector_instructions());
+    digest.text(base.form());
+    digest.text(&base.hash().to_string());
+    digest.text(&format!("{:?}", run.session.rules));
+    digest.number(run.session.config.prompt.max_length as u64);
+}
+
+/// How queries are answered and answers are written.
+fn settings(run: &Run<'_>, digest: &mut Digest) -> anyhow::Result<()> {
+    let (session, predict) = (run.session, &run.session.config.predict);
+    digest.bytes(&serde_json::to_vec(predict)?);
+    let sampled = predict.mode == PredictMode::Generate && predict.temperature > 0.0;
+    digest.number(if sampled { session.config.run.seed } else { 0 });
+    digest.bytes(&session.tokenizer.hash());
+    digest.tokens(session.tokenizer.eos());
+    let labels = match predict.mode {
+        PredictMode::Generate => None,
+        PredictMode::Label => session.task.label_sequences(&session.tokenizer)?,
+    };
+    digest.number(u64::from(labels.is_some()));
+    if let Some(labels) = labels {
+        digest.tokens(&labels.shared);
+        labels.sequences.iter().for_each(|label| digest.tokens(label));
+    }
+    // Labels and all that may be done to a written answer.
+    digest.bytes(&serde_json::to_vec(session.task.template())?);
+    Ok(())
+}
+
+/// Every user with every query as it is asked; the ranks read a share each.
+fn prompts(run: &Run<'_>, shown: Shown, digest: &mut Digest) -> anyhow::Result<()> {
+    let (session, ranks) = (run.session, run.comm.size());
+    let users = session.index().personal.len();
+    let mut mine = Vec::new();
+    for user in (run.comm.rank()..users).step_by(ranks) {
+        let record = session.data.user(user)?;
+        let mut of_user = Digest::new("myriad 2026 study user 1");
+        of_user.text(record.id.as_str());
+        for query in session.queries(&record, shown).0 {
+            of_user.text(&query.id);
+            of_user.number(u64::from(query.gold.is_some()));
+            of_user.text(query.gold.as_deref().unwrap_or_default());
+            of_user.tokens(&query.tokens);
+        }
+        mine.extend(of_user.finish());
+    }
+    let all = run.comm.all_gather_bytes(&mine)?;
+    digest.number(users as u64);
+    for user in 0..users {
+        let at = user / ranks * 32;
+        digest.bytes(all[user % ranks].get(at..at + 32).context("a rank left users out")?);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(root: &Path, run: &str) -> Entry {
+        let run = root.join(run);
+        Entry {
+            kept: root.join("cache/k"),
+            wanted: vec![run.join("population/store"), run.join("population/merged.myriad")],
+            found: false,
+        }
+    }
+
+    fn put(path: PathBuf, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        write_atomic(&path, text.as_bytes()).unwrap();
+    }
+
+    fn inode(path: PathBuf) -> u64 {
+        std::os::unix::fs::MetadataExt::ino(&path.metadata().unwrap())
+    }
+
+    #[test]
+    fn kept_files_come_back_and_damaged_ones_do_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        put(root.join("a/population/store/rank-0/x"), "adapter");
+        put(root.join("a/population/merged.myriad"), "weights");
+        let (a, b) = (entry(root, "a"), entry(root, "b"));
+        assert!(!b.fetch(&root.join("b")).unwrap(), "nothing is kept yet");
+        a.store(&root.join("a")).unwrap();
+        assert!(b.fetch(&root.join("b")).unwrap());
+        let text = |name: &str| fs::read_to_string(root.join("b/population").join(name)).unwrap();
+        assert_eq!(
+            (text("store/rank-0/x"), text("merged.myriad")),
+            ("adapter".into(), "weights".into())
+        );
+        let overlay = |run: &str| inode(root.join(run).join("population/merged.myriad"));
+        assert_eq!(overlay("a"), overlay("b"), "not one file");
+        // The store was copied: what one run adds to it is not the other's.
+        assert_ne!(
+            inode(root.join("a/population/store/rank-0/x")),
+            inode(root.join("b/population/store/rank-0/x"))
+        );
+        // One bit of one file changed in place: no hit, and the entry is gone.
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .open(root.join("a/population/merged.myriad"))
+            .unwrap();
+        io::Write::write_all(&mut file, b"W").unwrap();
+        let c = entry(root, "c");
+        assert!(!c.fetch(&root.join("c")).unwrap());
+        assert!(!root.join("c").exists() && !root.join("cache/k").exists());
+    }
+
+    #[test]
+    fn an_entry_without_its_list_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        put(root.join("cache/k/population/store/x"), "half");
+        put(root.join("cache/k/population/merged.myriad"), "half");
+        assert!(!entry(root, "a").fetch(&root.join("a")).unwrap());
+        // Nor is one whose list lacks a file.
+        put(root.join("cache/k/entry.json"), "{}");
+        assert!(!entry(root, "a").fetch(&root.join("a")).unwrap());
+        put(root.join("a/population/store/rank-0/x"), "adapter");
+        put(root.join("a/population/merged.myriad"), "weights");
+        entry(root, "a").store(&root.join("a")).unwrap();
+        assert!(entry(root, "b").fetch(&root.join("b")).unwrap());
+    }
+}
