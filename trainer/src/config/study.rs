@@ -357,7 +357,7 @@ fn idle(config: &Config) -> Vec<&'static str> {
     let mut keys = Vec::new();
     if !shows_items(config) {
         keys.extend(["prompt.retriever", "prompt.offset", "prompt.order", "prompt.ablation"]);
-        keys.extend(["prompt.decouple", "prompt.retrieval_seed"]);
+        keys.push("prompt.retrieval_seed");
     }
     if !shows_items(config) || prompt.retriever != RetrieverKind::Mixed {
         keys.extend(["prompt.input_retriever", "prompt.output_retriever"]);
