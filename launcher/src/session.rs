@@ -200,6 +200,7 @@ impl Session {
             ablation,
             seed: self.config.run.seed,
             max_len: self.config.prompt.max_length,
+            cut_questions: self.config.prompt.cut_questions,
         })
     }
 

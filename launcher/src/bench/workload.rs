@@ -87,6 +87,7 @@ impl Workload {
             ablation: Ablation::Both,
             seed: 0,
             max_len: MAX_LENGTH,
+            cut_questions: false,
         };
         let mut real = Vec::new();
         for record in self.data.users().take(self.users) {

@@ -256,6 +256,13 @@ const PROMPT: &[Key] = &[
     ),
     key("retrieval_seed", Kind::Int(0, i64::MAX), Unset, Result, "unset is run.seed"),
     key("max_length", Kind::Int(8, 1 << 20), Is("512"), Result, "tokens of an example"),
+    key(
+        "cut_questions",
+        Kind::Bool,
+        Is("false"),
+        Result,
+        "cut the text of an example that is too long, instead of refusing it",
+    ),
 ];
 
 /// Profile texts in front of prompts (OPPU's PAG).

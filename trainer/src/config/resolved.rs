@@ -203,6 +203,8 @@ pub struct Prompt {
     pub retrieval_seed: Option<u64>,
     /// Tokens of an example.
     pub max_length: usize,
+    /// Cut the text of an example that is too long, instead of refusing it.
+    pub cut_questions: bool,
 }
 
 /// How history items are chosen for a prompt; the rules are in `retrieval`.

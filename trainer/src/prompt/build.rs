@@ -23,6 +23,8 @@ pub struct Builder<'a> {
     pub seed: u64,
     /// Longest sequence in tokens.
     pub max_len: usize,
+    /// Whether an example's question that is too long is cut as a query's is.
+    pub cut_questions: bool,
 }
 
 impl std::fmt::Debug for Builder<'_> {
@@ -144,7 +146,8 @@ impl Builder<'_> {
     ) -> Ask<'t> {
         let Target { item, purpose, .. } = *target;
         let profile = profile.filter(|_| self.task.has_context(purpose));
-        Ask { item, purpose, profile, shown, ablation: self.ablation }
+        let (ablation, cut_question) = (self.ablation, self.cut_questions);
+        Ask { item, purpose, profile, shown, ablation, cut_question }
     }
 
     /// The items with their documents. An item that cannot be one is empty here and fails, named, where

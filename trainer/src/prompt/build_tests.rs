@@ -38,6 +38,7 @@ fn builder(task: &Task, retriever: Retriever, k: usize) -> Builder<'_> {
         ablation: Ablation::Both,
         seed: 5,
         max_len: 4000,
+        cut_questions: false,
     }
 }
 

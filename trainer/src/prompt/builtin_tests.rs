@@ -246,7 +246,7 @@ proptest! {
             profile: None,
         };
         let retrieval = Retrieval::top(Retriever::Bm25Okapi, k, 1);
-        let build = Builder { task: &task, tokenizer: &LETTERS, retrieval, pool: None, ablation: Ablation::Both, seed: 3, max_len: 2500 };
+        let build = Builder { task: &task, tokenizer: &LETTERS, retrieval, pool: None, ablation: Ablation::Both, seed: 3, max_len: 2500, cut_questions: false };
         for example in build.history_examples(&record, Some("who")) {
             match example {
                 Ok(example) => {

@@ -67,12 +67,15 @@ pub struct Ask<'a> {
     pub shown: &'a [Shown<'a>],
     /// Which sides of them are shown.
     pub ablation: Ablation,
+    /// Whether an example's question that is too long is cut as a query's is.
+    pub cut_question: bool,
 }
 
 impl<'a> Ask<'a> {
     /// An item without context.
     pub fn bare(item: &'a Item, purpose: Purpose) -> Self {
-        Self { item, purpose, profile: None, shown: &[], ablation: Ablation::Both }
+        let ablation = Ablation::Both;
+        Self { item, purpose, profile: None, shown: &[], ablation, cut_question: false }
     }
 }
 
@@ -80,7 +83,8 @@ impl Task {
     /// The example of a labelled item.
     ///
     /// When prompt and answer exceed `max_len`, the context gives way: the least relevant items first,
-    /// then the end of the profile. What is still too long is cut on the right, EOS first.
+    /// then the end of the profile. What is still too long is cut on the right, EOS first; with
+    /// [`Ask::cut_question`] the payload of the question is cut before, and the answer stays whole.
     ///
     /// # Errors
     /// A missing field, an empty or unknown answer, the tokenizer's; [`PromptError::NoAblation`];
@@ -95,7 +99,11 @@ impl Task {
         let mut answer = tokenizer.encode(&answer).map_err(PromptError::Tokenizer)?;
         answer.push(tokenizer.eos());
         let room = (max_len, max_len.saturating_sub(answer.len()));
-        let Fitted { mut tokens, .. } = self.fitted(tokenizer, ask, room)?;
+        let mut fitted = self.fitted(tokenizer, ask, room)?;
+        if ask.cut_question && fitted.tokens.len() > room.1 {
+            fitted = self.with_cut_question(tokenizer, ask, room.1)?;
+        }
+        let Fitted { mut tokens, .. } = fitted;
         let prompt_len = tokens.len();
         if prompt_len >= max_len {
             let item = ask.item.id.clone();

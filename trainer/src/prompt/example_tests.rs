@@ -171,3 +171,25 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_long_question_is_cut_where_that_is_asked_for() {
+    let long = item(&"word ".repeat(50), "5");
+    let ask = ask(&long, &[]);
+    let refused = task().example(&BOS, &ask, 100);
+    assert!(matches!(refused, Err(PromptError::NoSupervisedToken { .. })), "{refused:?}");
+    let cut = task().example(&BOS, &Ask { cut_question: true, ..ask }, 100).unwrap();
+    assert!((90..=100).contains(&cut.tokens.len()), "{}", cut.tokens.len());
+    let text = BOS.decode(&cut.tokens[..cut.prompt_len]).unwrap();
+    assert!(text.starts_with("Rate.\ntext: word word") && text.ends_with("\nscore:"), "{text}");
+    // The answer is whole: it and EOS are what is supervised.
+    assert_eq!(BOS.decode(cut.supervised()).unwrap(), " 5");
+    assert_eq!(cut.supervised().last(), Some(&0));
+    // A short one is the same either way.
+    let short = item("x", "5");
+    let with = |cut_question| {
+        let ask = Ask { cut_question, ..Ask::bare(&short, Purpose::Population) };
+        task().example(&BOS, &ask, 100).unwrap()
+    };
+    assert_eq!(with(true), with(false));
+}
