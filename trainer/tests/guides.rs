@@ -14,7 +14,8 @@ fn guide(name: &str) -> String {
 
 /// The code blocks of a language.
 fn blocks(text: &str, language: &str) -> Vec<String> {
-    let parts = text.split(&format!("```{language}\n")).skip(1);
+    let start = format!("```{language}\n");
+    let parts = text.split(&start).skip(1);
     parts.map(|part| part.split("\n```").next().unwrap().to_owned() + "\n").collect()
 }
 
@@ -42,8 +43,9 @@ fn the_template_of_the_data_guide_and_its_config_are_sound() {
 fn the_study_guides_section_is_a_study() {
     let blocks = blocks(&guide("study.md"), "toml");
     let section = blocks.first().unwrap();
-    let (_, run) = guide("data.md").split_once("[run]").map(|(_, r)| ((), r.to_owned())).unwrap();
-    let run = run.split("\n```").next().unwrap().replace("\"personal\"", "\"base\"");
+    let data = guide("data.md");
+    let (_, run) = data.split_once("[run]").unwrap();
+    let run = run.split("\n```").next().unwrap();
     let text = format!("{section}\n[run]{run}\n");
     let document = Document::parse(Path::new("/dir/study.toml"), &text).unwrap();
     let study = document.study(&variables()).unwrap_or_else(|e| panic!("{e}"));
