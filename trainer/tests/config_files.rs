@@ -139,7 +139,7 @@ fn lamp_configs_are_its_per_user_lora() {
         assert_eq!(config.data.source, Source::Lamp);
         assert_eq!(config.data.task.as_deref(), Some(task));
         assert_eq!((config.predict.mode, config.evaluate.metrics.clone()), official(task));
-        assert_eq!(config.predict.temperature, 0.0);
+        assert_eq!((config.predict.temperature, config.predict.top_k), (0.0, 0));
         let data = &config.data;
         let files = [&data.personal, &data.personal_outputs].map(|p| below_data(p.as_ref()));
         assert_eq!(files, lamp_files(folder, "time", "dev"));
