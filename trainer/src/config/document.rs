@@ -2,6 +2,7 @@
 //! value stands.
 
 use super::error::{Error, Place};
+use super::study::STUDY;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use toml::de::{DeTable, DeValue};
@@ -17,7 +18,8 @@ const MAX_LAYERS: usize = 16;
 /// A config as written. Nothing is checked beyond TOML's grammar until [`Document::resolve`].
 ///
 /// Layers lie on one another, the later over the earlier: the files named by `extends`, the file, the chosen
-/// `[variant.NAME]`s, every `--set`. A table is merged key by key; anything else is replaced whole.
+/// `[variant.NAME]`s, every `--set`. A table is merged key by key; anything else is replaced whole, and so is `[study]`
+/// by a variant's.
 #[derive(Debug, Clone)]
 pub struct Document {
     pub(super) file: PathBuf,
@@ -140,7 +142,8 @@ impl Document {
     }
 
     /// Lays `[variant.NAME]` over the rest. The name is put behind `run.name` and `run.out_dir`, unless a `--set` says
-    /// what they are: variants do not meet in one folder.
+    /// what they are: variants do not meet in one folder. A variant's `[study]` takes the place of the one there is: axes
+    /// of two grids do not multiply.
     ///
     /// # Errors
     /// No variant of this name.
@@ -156,6 +159,10 @@ impl Document {
             });
         };
         let places = self.places.clone();
+        if variant.contains_key(STUDY) {
+            self.table.remove(STUDY);
+            self.forget(STUDY);
+        }
         self.lay(&variant, "", &places, &format!("{VARIANT}.{name}."));
         self.chosen.push(name.to_owned());
         Ok(())

@@ -6,7 +6,7 @@ use super::document::Document;
 use super::error::{Error, Place, Suggestion};
 use super::identity::effect;
 use super::keys::{Effect, SECTIONS};
-use super::resolved::{Arm, Config, ProfileSource, RetrieverKind};
+use super::resolved::{Arm, Config, OrderKind, ProfileSource, Prompt, RetrieverKind};
 use super::value::nearest;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -351,12 +351,41 @@ fn shows_items(config: &Config) -> bool {
     config.prompt.retrieved > 0 || config.prompt.retrieved_share > 0.0
 }
 
+/// A single item, or none, has one order.
+fn has_order(prompt: &Prompt) -> bool {
+    prompt.retrieved > 1 || prompt.retrieved_share > 0.0
+}
+
+/// Whether chance has a part in what is shown.
+fn is_drawn(config: &Config) -> bool {
+    let prompt = &config.prompt;
+    let draws = |kind: RetrieverKind| match kind {
+        RetrieverKind::Bm25Okapi
+        | RetrieverKind::Bm25Lamp
+        | RetrieverKind::Bm25Study
+        | RetrieverKind::Recency => false,
+        RetrieverKind::Random
+        | RetrieverKind::RandomLamp
+        | RetrieverKind::FullRandom
+        | RetrieverKind::RanBm25
+        | RetrieverKind::Mixed => true,
+    };
+    let retriever = match prompt.retriever {
+        RetrieverKind::Mixed => draws(prompt.input_retriever) || draws(prompt.output_retriever),
+        alone => draws(alone),
+    };
+    let order = prompt.order == OrderKind::Random && has_order(prompt);
+    shows_items(config) && (retriever || order)
+}
+
 /// Keys without any meaning in this config: cells that differ in them alone are one run.
 fn idle(config: &Config) -> Vec<&'static str> {
     let prompt = &config.prompt;
     let mut keys = Vec::new();
     if !shows_items(config) {
         keys.extend(["prompt.retriever", "prompt.offset", "prompt.order", "prompt.ablation"]);
+    }
+    if !is_drawn(config) {
         keys.push("prompt.retrieval_seed");
     }
     if !shows_items(config) || prompt.retriever != RetrieverKind::Mixed {
@@ -365,8 +394,7 @@ fn idle(config: &Config) -> Vec<&'static str> {
     if !shows_items(config) || prompt.retriever != RetrieverKind::RanBm25 {
         keys.push("prompt.pool_items");
     }
-    // A single item has one order.
-    if prompt.retrieved <= 1 && prompt.retrieved_share <= 0.0 {
+    if !has_order(prompt) {
         keys.push("prompt.order");
     }
     if config.profile.source != ProfileSource::Generate {

@@ -100,6 +100,66 @@ fn cells_that_differ_in_nothing_that_matters_run_once() {
 }
 
 #[test]
+fn a_seed_is_nothing_where_nothing_is_drawn() {
+    let of = |order: &str, number: usize| {
+        let study = study(&format!(
+            "[study.axes]\n'prompt.retriever' = ['bm25-study', 'recency', 'random', 'ranbm25']\n\
+             'prompt.retrieval_seed' = [1, 2]\n'prompt.order' = ['{order}']\n\
+             'prompt.retrieved' = [{number}]\n"
+        ));
+        study.cells.iter().map(|c| c.same_as).collect::<Vec<_>>()
+    };
+    assert_eq!(of("start", 3), [None, Some(0), None, Some(2), None, None, None, None]);
+    assert_eq!(of("random", 1), of("start", 3), "one item has one order");
+    assert_eq!(of("random", 3), [None; 8], "the order is drawn");
+    let mixed = study(
+        "[study.axes]\n'prompt.retriever' = ['mixed']\n'prompt.input_retriever' = ['bm25-study']\n\
+         'prompt.output_retriever' = ['bm25-study', 'random']\n'prompt.retrieval_seed' = [1, 2]\n\
+         'prompt.retrieved' = [3]\n",
+    );
+    let same: Vec<_> = mixed.cells.iter().map(|c| c.same_as).collect();
+    assert_eq!(same, [None, Some(0), None, None]);
+}
+
+#[test]
+fn the_grid_of_a_variant_takes_the_place_of_the_files() {
+    let text = format!(
+        "[study]\nskip = [{{ 'prompt.retrieved' = 1 }}]\n[study.axes]\n'prompt.retrieved' = [1, 2]\n\
+         'prompt.retrieval_seed' = [1, 2, 3]\n{RUN}\n[variant.order.study.axes]\n\
+         'prompt.order' = ['start', 'end']\n'prompt.retrieved' = [3]\n\
+         [variant.wrong.study.axes]\n'prompt.order' = ['start', 'top']\n[variant.seed.run]\nseed = 7\n"
+    );
+    let chosen = |variants: &[&str]| {
+        let mut document = Document::parse(Path::new("/dir/s.toml"), &text).unwrap();
+        variants.iter().for_each(|v| document.choose(v).unwrap());
+        document.study(&BTreeMap::new())
+    };
+    assert_eq!(chosen(&[]).unwrap().cells.len(), 3);
+    let order = chosen(&["order", "seed"]).unwrap();
+    assert_eq!(names(&order), ["order=start,retrieved=3", "order=end,retrieved=3"]);
+    assert_eq!(order.cells[0].config.run.seed, 7);
+    assert_eq!(
+        (order.name.as_str(), order.out_dir.as_path()),
+        ("s-order-seed", Path::new("/dir/out-order-seed"))
+    );
+    // Of two grids the last one counts, whole.
+    let wrong = chosen(&["order", "wrong"]).unwrap_err().to_string();
+    let line = 1 + text[..text.find("'start', 'top'").unwrap()].matches('\n').count();
+    assert!(wrong.starts_with(&format!("cell order=top: /dir/s.toml:{line}: ")), "{wrong}");
+    // A variant may also be what makes a study of a run.
+    let mut run = document("");
+    assert!(!run.is_study());
+    run = Document::parse(
+        Path::new("/dir/s.toml"),
+        &text.replace("[study]", "[x]").replace("[study.axes]", "[y]"),
+    )
+    .unwrap();
+    run.table.retain(|name, _| name != "x" && name != "y");
+    run.choose("order").unwrap();
+    assert_eq!(run.study(&BTreeMap::new()).unwrap().cells.len(), 2);
+}
+
+#[test]
 fn an_arm_stands_in_where_a_cell_has_nothing_to_show() {
     let text = RUN.replace("out_dir = \"out\"", "out_dir = \"out\"\narms = [\"base\", \"rag\"]");
     let text = format!("[study.axes]\n\"prompt.retrieved\" = [0, 2]\n{text}");
