@@ -349,12 +349,23 @@ fn base_of(config: &Config, env: &Env) -> anyhow::Result<(MappedBase, Tokenizer)
     Ok((base, tokenizer))
 }
 
+/// Where data lies; its bytes are hashed apart.
+const DATA_FILES: &[&str] = &[
+    "path",
+    "personal",
+    "personal_outputs",
+    "personal_profiles",
+    "population",
+    "population_outputs",
+    "population_profiles",
+];
+
 /// Takes out what may change between two starts of one run: where things lie and how work is laid out.
 fn remove_placement(config: &mut serde_json::Value) {
     for (section, keys) in [
         ("run", &["name", "out_dir"][..]),
         ("base", &["path", "cache_dir"]),
-        ("data", &["path", "personal", "population"]),
+        ("data", DATA_FILES),
         ("engine", &["memory_gb", "users_in_flight", "pack_tokens", "threads", "recompute"]),
         ("predict", &["batch_queries"]),
     ] {

@@ -79,6 +79,8 @@ impl Kind {
         let there =
             |name: &str| Some(folder.join(name)).filter(|f| !name.is_empty() && f.is_file());
         let (answers, profiles) = (there(names.answers), there(names.profiles));
-        Some(Files { users: there(names.users)?, answers, profiles })
+        // LaMP has the training questions of one task as lines: `train_questions.jsonl`.
+        let users = there(names.users).or_else(|| there(&format!("{}l", names.users)));
+        Some(Files { users: users?, answers, profiles })
     }
 }

@@ -5,6 +5,7 @@
 
 mod evaluate;
 mod individual;
+mod lamp_form;
 mod population;
 mod predict;
 mod profiles;
@@ -173,6 +174,9 @@ fn answered(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<End> {
         None => None,
     };
     let end = predict::arm(run, arm, base)?;
+    if end == End::Complete {
+        lamp_form::write(run, arm)?;
+    }
     if let Some(entry) = entry.filter(|_| end == End::Complete) {
         entry.keep(run)?;
     }
