@@ -3,6 +3,7 @@
 use crate::cli::RunArgs;
 use crate::env::Env;
 use crate::exit::Fails;
+use crate::labels::Labels;
 use crate::shown::{Everybody, Shown};
 use anyhow::Context;
 use kernels::Cpu;
@@ -37,6 +38,8 @@ pub(crate) struct Session {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) data: Dataset,
     pub(crate) task: Task,
+    /// What queries are answered with, unless answers are written.
+    pub(crate) labels: Option<Labels>,
     pub(crate) rules: PackRules,
     retrieval: Retrieval,
     /// The number of every user a pool may draw from; empty if none is needed.
@@ -116,6 +119,10 @@ impl Session {
         };
         let task =
             Task::new(template(&config)?).input("docs/guides/data.md has the template's fields")?;
+        let labels = match config.predict.mode {
+            PredictMode::Label => Some(Labels::new(&task, &tokenizer)?),
+            PredictMode::Generate => None,
+        };
         let (adapters, lists) = adapters(&config, base.spec())?;
         let (asked, there) = (config.prompt.max_length, base.spec().max_positions);
         if asked > there {
@@ -129,6 +136,12 @@ impl Session {
         if data.index().personal.is_empty() {
             return Err(nobody(&config, data.index())).input(data_hint);
         }
+        if config.profile.source == ProfileSource::File
+            && data.index().personal.iter().all(|user| !user.has_profile)
+        {
+            return Err(anyhow::anyhow!("profile.source is \"file\", but no user has a profile text"))
+                .input("set data.personal_profiles, or \"profile\" in a JSONL record, or another profile.source");
+        }
         let retrieval = crate::shown::retrieval(&config)?;
         let numbers =
             if retrieval.needs_pool() { Everybody::numbers(&data) } else { BTreeMap::new() };
@@ -140,6 +153,7 @@ impl Session {
             tokenizer,
             data,
             task,
+            labels,
             rules,
             retrieval,
             numbers,
@@ -262,11 +276,7 @@ impl Session {
 
     /// A user's usable queries; unusable ones are left out and said.
     pub(crate) fn queries(&self, record: &UserRecord, shown: Shown) -> (Vec<Query>, Vec<String>) {
-        // A label is scored after the prompt; only written answers need room.
-        let reserve = match self.config.predict.mode {
-            PredictMode::Label => 1,
-            PredictMode::Generate => self.max_new_tokens(),
-        };
+        let reserve = self.labels.as_ref().map_or_else(|| self.max_new_tokens(), Labels::reserve);
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         let profile = self.profile(record).filter(|_| shown.profile);
         for query in self.prompts(shown, |b| b.queries(record, profile, reserve)) {
@@ -353,7 +363,18 @@ fn remove_placement(config: &mut serde_json::Value) {
     for (section, keys) in [
         ("run", &["name", "out_dir"][..]),
         ("base", &["path", "cache_dir"]),
-        ("data", &["path", "personal", "population"]),
+        (
+            "data",
+            &[
+                "path",
+                "personal",
+                "personal_outputs",
+                "personal_profiles",
+                "population",
+                "population_outputs",
+                "population_profiles",
+            ],
+        ),
         ("engine", &["memory_gb", "users_in_flight", "pack_tokens", "threads", "recompute"]),
         ("predict", &["batch_queries"]),
     ] {
