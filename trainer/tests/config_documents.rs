@@ -152,7 +152,7 @@ fn every_word_of_a_choice_is_understood_and_every_bound_is_held() {
                 Kind::Texts => (vec!["['x']".into()], vec!["['']".into(), "x".into()]),
                 Kind::Path => (vec!["x".into()], vec![String::new(), "~/x".into(), "7".into()]),
                 Kind::NameOrPath => {
-                    (vec!["x".into(), "a/b".into()], vec![String::new(), "~/x".into()])
+                    (vec!["x".into(), "a/b".into()], vec![String::new(), "~/x.toml".into()])
                 }
                 Kind::Recipe => (recipe_names().map(Into::into).collect(), vec!["nonsense".into()]),
             };

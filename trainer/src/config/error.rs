@@ -181,7 +181,7 @@ impl fmt::Display for Kind {
             Kind::PairBelow(from, to) => write!(f, "two numbers from {from} to below {to}"),
             Kind::Text => f.write_str("a text that is not empty"),
             Kind::Path => f.write_str("a path that is not empty; `~` is not expanded, ${NAME} is"),
-            Kind::NameOrPath => f.write_str("a builtin name, or a path with a `/` or `.toml`"),
+            Kind::NameOrPath => f.write_str("a builtin name, or a path that ends in `.toml`"),
             Kind::OneOf(list) => write!(f, "one of {}", words(list)),
             Kind::ListOf(list) => write!(f, "a list, without repeats, of {}", words(list)),
             Kind::Texts => f.write_str("a list, without repeats, of texts that are not empty"),

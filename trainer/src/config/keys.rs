@@ -18,7 +18,7 @@ pub enum Kind {
     Text,
     /// A path; relative ones start at the config file's folder.
     Path,
-    /// The name of something built in, or a path if it has a `/` or ends in `.toml`.
+    /// The name of something built in, or a path if it ends in `.toml`.
     NameOrPath,
     /// One of these words.
     OneOf(&'static [&'static str]),

@@ -177,7 +177,7 @@ pub enum Source {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Prompt {
-    /// A builtin template's name, or a file if it has a `/` or ends in `.toml`.
+    /// A builtin template's name, or a file if it ends in `.toml`.
     pub template: String,
     /// History items shown.
     pub retrieved: usize,

@@ -39,9 +39,7 @@ impl Checker<'_> {
                 None => None,
             },
             Kind::NameOrPath => match given.as_str() {
-                Some(text) if text.contains('/') || text.ends_with(".toml") => {
-                    self.path(path, text)?
-                }
+                Some(text) if text.ends_with(".toml") => self.path(path, text)?,
                 Some(text) => ok(!text.is_empty()),
                 None => None,
             },
