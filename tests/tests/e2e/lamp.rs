@@ -7,6 +7,7 @@ mod files;
 mod retrieval;
 
 use crate::base::Random;
+use crate::process::Ended;
 use crate::story::Story;
 use serde_json::{Value, json};
 use std::ops::Range;
@@ -143,8 +144,7 @@ fn world(form: Form, sections: &str) -> Story {
     put(&story, "other_profiles.json", &profiles(&others));
     put(&story, "people.json", &people.into());
     put(&story, "others.json", &others.into());
-    let config = config(form, "oppu", sections);
-    story.put("config.toml", config.as_bytes());
+    story.put("config.toml", config(form, "oppu", sections).as_bytes());
     story
 }
 
@@ -152,22 +152,29 @@ fn put(story: &Story, name: &str, value: &Value) {
     story.put(name, value.to_string().as_bytes());
 }
 
-/// A config over OPPU's files of [`world`], in the manner of a family of templates. `sections` come last: dotted keys
-/// of the sections that are there are in [`sets`].
+/// A config over OPPU's files of [`world`] with the templates of a family. `sections` come last.
 fn config(form: Form, family: &str, sections: &str) -> String {
-    let (mode, metrics) = match form.task {
-        "movie_tag" => ("label", "\"accuracy\", \"macro_f1\""),
+    let task = form.task;
+    let data = format!(
+        "source = 'oppu'\ntask = '{task}'\npersonal = 'people.json'\npersonal_outputs = 'labels.json'\n\
+         personal_profiles = 'profiles.json'\npopulation = 'others.json'\n\
+         population_profiles = 'other_profiles.json'"
+    );
+    config_over(&data, (family, task), sections)
+}
+
+/// A config over any data, with the template of a family for a task.
+fn config_over(data: &str, (family, task): (&str, &str), sections: &str) -> String {
+    let (mode, metrics) = match task {
+        "citation" | "movie_tag" | "news_category" => ("label", "\"accuracy\", \"macro_f1\""),
         "rating" => ("label", "\"mae\", \"rmse\", \"expected_mae\""),
         _ => ("generate", "\"rouge_1\", \"rouge_l\""),
     };
-    let task = form.task;
     format!(
         "[run]\nname = 'lamp'\nout_dir = 'run'\n\
          arms = ['base', 'rag', 'pag', 'population', 'personal', 'permuted']\n\
          [base]\npath = 'base'\n\
-         [data]\nsource = 'oppu'\ntask = '{task}'\npersonal = 'people.json'\npersonal_outputs = 'labels.json'\n\
-         personal_profiles = 'profiles.json'\npopulation = 'others.json'\n\
-         population_profiles = 'other_profiles.json'\n\
+         [data]\n{data}\n\
          [prompt]\ntemplate = '{family}/{task}'\nretrieved = 1\nmax_length = 700\n\
          [population]\nrecipe = 'personal-small'\nbatch_size = 4\nvirtual_shards = 4\n\
          [individual]\nrecipe = 'personal-small'\ndropout = 0.1\nepochs = 1\nbatch_size = 4\n\
@@ -178,9 +185,12 @@ fn config(form: Form, family: &str, sections: &str) -> String {
     )
 }
 
-/// Arguments for keys and values.
-fn sets<'a>(pairs: &'a [String]) -> Vec<&'a str> {
-    pairs.iter().flat_map(|pair| ["--set", pair.as_str()]).collect()
+/// `launcher run` into a folder of the story with these keys set.
+fn run(story: &Story, folder: &str, ranks: usize, keys: &[&str]) -> Ended {
+    let out = format!("run.out_dir={folder}");
+    let pairs = std::iter::once(out.as_str()).chain(keys.iter().copied());
+    let sets: Vec<&str> = pairs.flat_map(|pair| ["--set", pair]).collect();
+    story.run_on(ranks, &sets).run()
 }
 
 /// The predictions in a file's text, in their order.

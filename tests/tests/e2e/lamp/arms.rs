@@ -1,16 +1,9 @@
 //! All six arms on OPPU's files: who is asked, what is measured, and the same bytes however the work is laid out.
 
 use super::*;
-use crate::process::Ended;
 use std::collections::{BTreeMap, BTreeSet};
 
 const ARMS: [&str; 6] = ["base", "pag", "permuted", "personal", "population", "rag"];
-
-/// Runs into a folder of its own.
-fn run(story: &Story, folder: &str, ranks: usize, more: &[&str]) -> Ended {
-    let out = format!("run.out_dir={folder}");
-    story.run_on(ranks, &[&["--set", out.as_str()], more].concat()).run().must(0)
-}
 
 /// Stops the test unless every arm answers every query once, and no two arms answer alike.
 fn complete(answers: &BTreeMap<String, String>) {
@@ -62,7 +55,7 @@ fn measured(story: &Story, ended: &Ended, metrics: &[(&str, &str)]) {
 #[test]
 fn tags_of_several_tokens_with_profile_texts_of_a_file() {
     let story = world(MOVIE, "[profile]\nsource = 'file'\n");
-    let ended = run(&story, "run", 0, &[]);
+    let ended = run(&story, "run", 0, &[]).must(0);
     let answers = story.answers("run");
     complete(&answers);
     measured(&story, &ended, &[("accuracy", "accuracy"), ("macro_f1", "macro-F1")]);
@@ -72,21 +65,40 @@ fn tags_of_several_tokens_with_profile_texts_of_a_file() {
         assert!((sum - 1.0).abs() < 1e-4, "{prediction}");
         assert_eq!(prediction["label_probs"].as_array().unwrap().len(), 15);
     }
-    for (ranks, more) in [
-        (1, &["engine.threads=2".to_owned(), "engine.users_in_flight=1".to_owned()][..]),
-        (2, &["predict.batch_queries=1".to_owned()]),
-        (3, &["engine.users_in_flight=3".to_owned()]),
+    for (ranks, keys) in [
+        (1, &["engine.threads=2", "engine.users_in_flight=1"][..]),
+        (2, &["predict.batch_queries=1"]),
+        (3, &["engine.users_in_flight=3"]),
     ] {
         let folder = format!("run{ranks}");
-        run(&story, &folder, ranks, &sets(more));
+        run(&story, &folder, ranks, keys).must(0);
         assert!(story.answers(&folder) == answers, "other answers on {ranks} ranks");
+    }
+}
+
+#[test]
+fn prompts_at_the_limit_leave_room_for_the_longest_label() {
+    let story = world(MOVIE, "[profile]\nsource = 'file'\n");
+    // One token a byte: the bare question and its longest label just fit, nothing else does.
+    let longest = PEOPLE.flat_map(|n| {
+        let person = MOVIE.person(n);
+        let queries = person["query"].as_array().unwrap().clone();
+        queries.into_iter().map(|q| q["input"].as_str().unwrap().len() - MOVIE.question.len())
+    });
+    let longest = longest.max().unwrap();
+    for (limit, folder) in [(360 + longest, "near"), (345 + longest, "nearer"), (330, "cut")] {
+        let keys = [format!("prompt.max_length={limit}"), "prompt.retrieved=3".to_owned()];
+        run(&story, folder, 0, &keys.each_ref().map(String::as_str)).must(0);
+        for (arm, text) in story.answers(folder) {
+            assert_eq!(asked(&text).len(), PEOPLE.len() * QUERIES, "{arm} with {limit} tokens");
+        }
     }
 }
 
 #[test]
 fn headlines_with_profile_texts_the_base_writes() {
     let story = world(HEADLINE, "[profile]\nsource = 'generate'\nmax_new_tokens = 24\nitems = 2\n");
-    let ended = run(&story, "run", 0, &[]);
+    let ended = run(&story, "run", 0, &[]).must(0);
     let answers = story.answers("run");
     complete(&answers);
     measured(&story, &ended, &[("rouge_1", "ROUGE-1"), ("rouge_l", "ROUGE-L")]);
@@ -100,13 +112,11 @@ fn headlines_with_profile_texts_the_base_writes() {
         texts.as_array().unwrap().iter().map(|t| t["output"].as_str().unwrap()).collect();
     assert!(distinct.len() > everybody.len() / 2, "nearly all have one text: {texts}");
 
-    for (ranks, threads) in [(1, 2), (2, 1), (3, 1)] {
+    for (ranks, threads) in
+        [(1, "engine.threads=2"), (2, "engine.threads=1"), (3, "engine.users_in_flight=2")]
+    {
         let folder = format!("run{ranks}");
-        let sets = sets_of(&[
-            format!("engine.threads={threads}"),
-            format!("engine.users_in_flight={ranks}"),
-        ]);
-        run(&story, &folder, ranks, &sets.iter().map(String::as_str).collect::<Vec<_>>());
+        run(&story, &folder, ranks, &[threads]).must(0);
         assert!(
             story.read(&format!("{folder}/profiles.json")) == written,
             "{ranks} ranks wrote other texts"
@@ -117,11 +127,11 @@ fn headlines_with_profile_texts_the_base_writes() {
     // What is there is not written again; what is gone is written the same.
     let before = story.files("run")[&story.path("run/profiles.json")];
     std::fs::remove_dir_all(story.path("run/predictions")).unwrap();
-    run(&story, "run", 2, &[]);
+    run(&story, "run", 2, &[]).must(0);
     assert_eq!(story.files("run")[&story.path("run/profiles.json")], before);
     assert!(story.answers("run") == answers, "other answers after a rerun");
     std::fs::remove_file(story.path("run/profiles.json")).unwrap();
-    run(&story, "run", 0, &[]);
+    run(&story, "run", 0, &[]).must(0);
     assert!(story.read("run/profiles.json") == written);
 
     // The file serves another run, which asks the same questions.
@@ -130,14 +140,16 @@ fn headlines_with_profile_texts_the_base_writes() {
         "data.personal_profiles=run/profiles.json",
         "data.population_profiles=run/profiles.json",
     ];
-    let file = file.map(str::to_owned);
-    run(&story, "file", 0, &sets(&file));
-    assert!(
-        story.answers("file") == answers,
-        "texts of a file give other answers than the same texts written"
-    );
-}
+    run(&story, "file", 0, &file).must(0);
+    assert!(story.answers("file") == answers, "the same texts in a file give other answers");
 
-fn sets_of(pairs: &[String]) -> Vec<String> {
-    pairs.iter().flat_map(|pair| ["--set".to_owned(), pair.clone()]).collect()
+    // Who is forgotten is in no text any more, and the same command does not bring the text back.
+    let user = PEOPLE.start.to_string();
+    story.launcher(&["forget", "--run", "run", "--user", &user]).run().must(0).says(&["tables"]);
+    let texts = story.json("run/profiles.json");
+    assert_eq!(texts.as_array().unwrap().len(), everybody.len() - 1);
+    assert!(texts.as_array().unwrap().iter().all(|t| t["id"] != user.as_str()), "{texts}");
+    run(&story, "run", 0, &[]).must(0);
+    assert_eq!(story.json("run/profiles.json"), texts);
+    assert!(!story.text("run/metrics.json").contains(&format!("\"{user}\"")));
 }
