@@ -12,7 +12,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use trainer::comm::Communicator;
-use trainer::config::{Config, Document, PredictMode, ProfileSource, Recipe, Text, read_layers};
+use trainer::config::{
+    Arm, Config, Document, PredictMode, ProfileSource, Recipe, Text, read_layers,
+};
 use trainer::data::{Dataset, Index, Item, OnBad, Source, UserRecord};
 use trainer::ids::{UserId, UserKey};
 use trainer::lora::{AdapterSpec, SiteLists, Target};
@@ -27,6 +29,8 @@ use trainer::store::Manifest;
 /// Rows of a chunk of a user's micro-batch, unless an example may be longer: part of the arithmetic, so
 /// never derived from memory or machine.
 const CHUNK_ROWS: usize = 2048;
+
+const DATA_HINT: &str = "docs/guides/data.md says what every reader expects";
 
 /// A run that may begin.
 #[derive(Debug)]
@@ -108,15 +112,15 @@ impl Session {
             Some((_, base, tokenizer)) => (base, tokenizer),
             None => base_of(&config, env)?,
         };
-        let data_hint = "docs/guides/data.md says what every reader expects";
         let (source, strict) = (crate::source::of(&config)?, config.data.strict);
         let data = match loaded.data.filter(|(s, on, _)| *s == source && *on == strict) {
             Some((.., data)) => data,
             None => {
                 let on_bad = if strict { OnBad::Stop } else { OnBad::Quarantine };
-                trainer::data::load(&source, on_bad).input(data_hint)?
+                trainer::data::load(&source, on_bad).input(DATA_HINT)?
             }
         };
+        check_users(&config, data.index())?;
         let task =
             Task::new(template(&config)?).input("docs/guides/data.md has the template's fields")?;
         let labels = match config.predict.mode {
@@ -133,15 +137,6 @@ impl Session {
         }
         let chunk_rows = CHUNK_ROWS.max(asked);
         let rules = PackRules { chunk_rows, share_prefixes: config.engine.shared_prefix };
-        if data.index().personal.is_empty() {
-            return Err(nobody(&config, data.index())).input(data_hint);
-        }
-        if config.profile.source == ProfileSource::File
-            && data.index().personal.iter().all(|user| !user.has_profile)
-        {
-            return Err(anyhow::anyhow!("profile.source is \"file\", but no user has a profile text"))
-                .input("set data.personal_profiles, or \"profile\" in a JSONL record, or another profile.source");
-        }
         let retrieval = crate::shown::retrieval(&config)?;
         let numbers =
             if retrieval.needs_pool() { Everybody::numbers(&data) } else { BTreeMap::new() };
@@ -397,6 +392,23 @@ fn template(config: &Config) -> anyhow::Result<Template> {
     toml::from_str(&text)
         .with_context(|| format!("template {name}"))
         .input("docs/guides/data.md has the template's fields")
+}
+
+/// Refuses a config that asks for more than its users have.
+fn check_users(config: &Config, index: &Index) -> anyhow::Result<()> {
+    let users = &index.personal;
+    if users.is_empty() {
+        return Err(nobody(config, index)).input(DATA_HINT);
+    }
+    if config.run.arms.contains(&Arm::Permuted) && users.len() < 2 {
+        return Err(anyhow::anyhow!("the arm `permuted` swaps adapters; there is 1 user"))
+            .input("leave \"permuted\" out of run.arms, or give more users");
+    }
+    if config.profile.source == ProfileSource::File && users.iter().all(|user| !user.has_profile) {
+        return Err(anyhow::anyhow!("profile.source is \"file\", but no user has a profile text"))
+            .input("give texts with data.personal_profiles (JSONL: \"profile\"), or set profile.source");
+    }
+    Ok(())
 }
 
 /// Why there is no user to personalise.

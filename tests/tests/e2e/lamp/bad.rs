@@ -128,7 +128,7 @@ fn questions_without_answers_are_asked_and_not_counted() {
 
 #[test]
 fn files_of_another_task_are_refused() {
-    let story = world(MOVIE, "");
+    let story = world(MOVIE, "[profile]\nsource = 'file'\n");
     change(&story, "labels.json", |labels| labels["task"] = "LaMP_3".into());
     let said = ["labels.json: `task` is \"LaMP_3\", not movie_tag", "hint:"];
     run(&story, "run", 0, &[]).must(3).says(&said);
@@ -147,7 +147,7 @@ fn files_of_another_task_are_refused() {
 
 #[test]
 fn an_item_without_its_answer_is_left_out_and_its_user_trained() {
-    let story = world(MOVIE, "");
+    let story = world(MOVIE, "[profile]\nsource = 'file'\n");
     let keys = [&ALONE[..], &["run.arms=['base', 'personal']", "prompt.retrieved=0"]].concat();
     change(&story, "people.json", |people| {
         people[2]["profile"][0]["tag"] = "".into();
@@ -157,57 +157,64 @@ fn an_item_without_its_answer_is_left_out_and_its_user_trained() {
     run(&story, "oppu", 0, &keys).must(0).says(&[said]);
     assert_eq!(asked(&story.text("oppu/predictions/personal.jsonl")).len(), 2 * PEOPLE.len());
 
-    // In a JSONL file an item may have any fields.
-    let convert = ["prepare", "--from", "oppu", "--task", "movie_tag"];
-    let files = ["--personal", "people.json", "--to", "jsonl", "--out", "jsonl"];
-    let _ = (convert, files);
+    // In a JSONL file an item may have any fields; one that cannot be shown stands in front of nobody's question.
+    let mut people: Vec<Value> = PEOPLE.map(|n| plain(MOVIE, n)).collect();
+    let data = "source = 'jsonl'\npersonal = 'people.jsonl'";
+    story.put("config.toml", config_over(data, ("oppu", "movie_tag"), "").as_bytes());
+    story.put("people.jsonl", &crate::story::lines(people.clone()));
+    let keys =
+        ["population.enabled=false", "run.arms=['base', 'rag', 'personal']", "prompt.retrieved=2"];
+    run(&story, "clean", 0, &keys).must(0);
+    remove(&mut people[2]["history"][1], "tag");
+    story.put("people.jsonl", &crate::story::lines(people));
+    run(&story, "jsonl", 0, &keys).must(0).says(&["user 22: 1 items left out, the first: item "]);
+    let (now, clean) = (story.answers("jsonl"), story.answers("clean"));
+    for (arm, text) in &now {
+        assert_eq!(asked(text), asked(&clean["base"]), "{arm}: a query is lost");
+        assert_eq!(without(text, &["22"]), without(&clean[arm], &["22"]), "{arm}");
+    }
+}
+
+/// A person as Myriad's own format has it.
+fn plain(form: Form, number: usize) -> Value {
+    let mut person = form.person(number);
+    let query = |q: &Value| {
+        let text = q["input"].as_str().unwrap().strip_prefix(form.question).unwrap();
+        let mut item = json!({"id": q["id"]});
+        item[form.input] = text.into();
+        item[form.answer] = q["gold"].clone();
+        item
+    };
+    let queries: Vec<Value> = person["query"].as_array().unwrap().iter().map(query).collect();
+    json!({"id": number.to_string(), "history": person["profile"].take(), "queries": queries})
 }
 
 #[test]
 fn what_the_data_does_not_have_is_said_before_anything_is_trained() {
-    let story = world(MOVIE, "");
+    let story = world(MOVIE, "[profile]\nsource = 'file'\n");
     // One user has nobody to swap with.
-    run(
-        &story,
-        "run",
-        0,
-        &[&ALONE[..], &["data.personal_users=1", "profile.source=file"]].concat(),
-    )
-    .must(3)
-    .says(&["`permuted` swaps adapters", "1 user", "hint:"]);
+    run(&story, "run", 0, &[&ALONE[..], &["data.personal_users=1"]].concat()).must(3).says(&[
+        "`permuted` swaps adapters",
+        "1 user",
+        "hint:",
+    ]);
     run(&story, "run", 0, &["data.personal_users=9"]).must(3).says(&["9 users", "8 qualify"]);
     // The base writes no text where the request leaves no room.
     let generate = ["profile.source=generate", "profile.max_new_tokens=690"];
     run(&story, "room", 2, &generate).must(3).says(&["profile.max_new_tokens", "hint:"]);
     // No texts at all.
-    let file =
-        ["profile.source=file", "data.personal=people.jsonl", "data.population=others.jsonl"];
-    let text = config(MOVIE, "oppu", "").replace("personal_profiles = 'profiles.json'\n", "");
+    let text = story.text("config.toml").replace("personal_profiles = 'profiles.json'\n", "");
     story.put("config.toml", text.as_bytes());
-    run(&story, "run", 0, &file[..1]).must(3).says(&[
-        "--set profile.source=file: `profile.source`: is \"file\", but data.personal_profiles is not set",
-    ]);
-    let plain = |form: Form, numbers: Range<usize>| -> Vec<u8> {
-        let user = |n: usize| {
-            let mut person = form.person(n);
-            let queries: Vec<Value> = person["query"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|q| {
-                    let text = q["input"].as_str().unwrap().strip_prefix(form.question).unwrap();
-                    json!({"id": q["id"], form.input: text, form.answer: q["gold"]})
-                })
-                .collect();
-            json!({"id": n.to_string(), "history": person["profile"].take(), "queries": queries})
-        };
-        crate::story::lines(numbers.map(user))
-    };
-    story.put("people.jsonl", &plain(MOVIE, PEOPLE));
-    story.put("others.jsonl", &plain(MOVIE, OTHERS));
+    run(&story, "run", 0, &[])
+        .must(3)
+        .says(&["`profile.source`: is \"file\", but data.personal_profiles is not set"]);
+    let users = |numbers: Range<usize>| crate::story::lines(numbers.map(|n| plain(MOVIE, n)));
+    story.put("people.jsonl", &users(PEOPLE));
+    story.put("others.jsonl", &users(OTHERS));
     let data = "source = 'jsonl'\npersonal = 'people.jsonl'\npopulation = 'others.jsonl'";
-    story.put("config.toml", config_over(data, ("oppu", "movie_tag"), "").as_bytes());
-    run(&story, "run", 0, &file[..1]).must(3).says(&["no user has a profile text", "hint:"]);
+    let sections = "[profile]\nsource = 'file'\n";
+    story.put("config.toml", config_over(data, ("oppu", "movie_tag"), sections).as_bytes());
+    run(&story, "run", 0, &[]).must(3).says(&["no user has a profile text", "hint:"]);
     // A template without labels has none to score.
     run(
         &story,
