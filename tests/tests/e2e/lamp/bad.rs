@@ -216,13 +216,9 @@ fn what_the_data_does_not_have_is_said_before_anything_is_trained() {
     story.put("config.toml", config_over(data, ("oppu", "movie_tag"), sections).as_bytes());
     run(&story, "run", 0, &[]).must(3).says(&["no user has a profile text", "hint:"]);
     // A template without labels has none to score.
-    run(
-        &story,
-        "run",
-        0,
-        &["prompt.template=oppu/headline", "run.arms=['population', 'personal']"],
-    )
-    .must(3)
-    .says(&["the template has no labels", "hint:"]);
+    let written = ["profile.source=none", "prompt.template=oppu/headline"];
+    run(&story, "run", 0, &[&written[..], &["run.arms=['population', 'personal']"]].concat())
+        .must(3)
+        .says(&["the template has no labels", "hint:"]);
     assert!(!story.path("run").exists());
 }
