@@ -158,11 +158,17 @@ pub(crate) fn forget(args: &ForgetArgs) -> anyhow::Result<Exit> {
     let user = UserId::new(&args.user);
     let forgotten = trainer::store::forget(&args.run.join("store"), &user.key())
         .input("the user must be in the run's store")?;
-    let removed = forget_text(&args.run, &user)?;
+    let removed = forget_text(&args.run, &user)? + forget_profile(&args.run, &user)?;
+    let tables = forget_tables(&args.run)?;
     print(&format!(
-        "user {user}: {} bytes of adapters in {} ranks and {removed} lines of predictions and events removed",
+        "user {user}: {} bytes of adapters in {} ranks and {removed} lines of predictions, events and profile texts removed",
         forgotten.bytes, forgotten.num_ranks
     ));
+    if tables {
+        say(
+            "the tables named users and are removed: launcher evaluate --config FILE makes them anew",
+        );
+    }
     say("a population adapter trained on this user's data is not covered; exports are not either");
     Ok(Exit::Done)
 }
@@ -186,6 +192,32 @@ fn forget_text(run: &Path, user: &UserId) -> anyhow::Result<usize> {
                 let text: String = kept.iter().flat_map(|l| [*l, "\n"]).collect();
                 trainer::store::write_atomic(&path, text.as_bytes())?;
             }
+        }
+    }
+    Ok(removed)
+}
+
+/// Takes the user's text out of the profiles the base wrote.
+fn forget_profile(run: &Path, user: &UserId) -> anyhow::Result<usize> {
+    let path = run.join(crate::run::PROFILES);
+    if !path.exists() {
+        return Ok(0);
+    }
+    let mut texts: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(&path)?)?;
+    let before = texts.len();
+    texts.retain(|text| text.get("id").and_then(|id| id.as_str()) != Some(user.as_str()));
+    trainer::store::write_atomic(&path, &serde_json::to_vec_pretty(&texts)?)?;
+    Ok(before - texts.len())
+}
+
+/// Removes the tables, which name the users who gain and lose most; whether there were any.
+fn forget_tables(run: &Path) -> anyhow::Result<bool> {
+    let mut removed = false;
+    for name in crate::run::TABLES {
+        let path = run.join(name);
+        if path.exists() {
+            std::fs::remove_file(path)?;
+            removed = true;
         }
     }
     Ok(removed)

@@ -9,6 +9,7 @@ mod doctor;
 mod env;
 mod evaluate_files;
 mod exit;
+mod labels;
 mod plan;
 mod prepare;
 mod run;

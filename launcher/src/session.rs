@@ -3,6 +3,7 @@
 use crate::cli::RunArgs;
 use crate::env::Env;
 use crate::exit::Fails;
+use crate::labels::Labels;
 use crate::shown::{Everybody, Shown};
 use anyhow::Context;
 use kernels::Cpu;
@@ -11,7 +12,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use trainer::comm::Communicator;
-use trainer::config::{Config, Document, PredictMode, ProfileSource, Recipe, Text, read_layers};
+use trainer::config::{
+    Arm, Config, Document, PredictMode, ProfileSource, Recipe, Text, read_layers,
+};
 use trainer::data::{Dataset, Index, Item, OnBad, Source, UserRecord};
 use trainer::ids::{UserId, UserKey};
 use trainer::lora::{AdapterSpec, SiteLists, Target};
@@ -27,6 +30,8 @@ use trainer::store::Manifest;
 /// never derived from memory or machine.
 const CHUNK_ROWS: usize = 2048;
 
+const DATA_HINT: &str = "docs/guides/data.md says what every reader expects";
+
 /// A run that may begin.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -37,6 +42,8 @@ pub(crate) struct Session {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) data: Dataset,
     pub(crate) task: Task,
+    /// What queries are answered with, unless answers are written.
+    pub(crate) labels: Option<Labels>,
     pub(crate) rules: PackRules,
     retrieval: Retrieval,
     /// The number of every user a pool may draw from; empty if none is needed.
@@ -105,17 +112,21 @@ impl Session {
             Some((_, base, tokenizer)) => (base, tokenizer),
             None => base_of(&config, env)?,
         };
-        let data_hint = "docs/guides/data.md says what every reader expects";
         let (source, strict) = (crate::source::of(&config)?, config.data.strict);
         let data = match loaded.data.filter(|(s, on, _)| *s == source && *on == strict) {
             Some((.., data)) => data,
             None => {
                 let on_bad = if strict { OnBad::Stop } else { OnBad::Quarantine };
-                trainer::data::load(&source, on_bad).input(data_hint)?
+                trainer::data::load(&source, on_bad).input(DATA_HINT)?
             }
         };
+        check_users(&config, data.index())?;
         let task =
             Task::new(template(&config)?).input("docs/guides/data.md has the template's fields")?;
+        let labels = match config.predict.mode {
+            PredictMode::Label => Some(Labels::new(&task, &tokenizer)?),
+            PredictMode::Generate => None,
+        };
         let (adapters, lists) = adapters(&config, base.spec())?;
         let (asked, there) = (config.prompt.max_length, base.spec().max_positions);
         if asked > there {
@@ -126,9 +137,6 @@ impl Session {
         }
         let chunk_rows = CHUNK_ROWS.max(asked);
         let rules = PackRules { chunk_rows, share_prefixes: config.engine.shared_prefix };
-        if data.index().personal.is_empty() {
-            return Err(nobody(&config, data.index())).input(data_hint);
-        }
         let retrieval = crate::shown::retrieval(&config)?;
         let numbers =
             if retrieval.needs_pool() { Everybody::numbers(&data) } else { BTreeMap::new() };
@@ -140,6 +148,7 @@ impl Session {
             tokenizer,
             data,
             task,
+            labels,
             rules,
             retrieval,
             numbers,
@@ -263,11 +272,7 @@ impl Session {
 
     /// A user's usable queries; unusable ones are left out and said.
     pub(crate) fn queries(&self, record: &UserRecord, shown: Shown) -> (Vec<Query>, Vec<String>) {
-        // A label is scored after the prompt; only written answers need room.
-        let reserve = match self.config.predict.mode {
-            PredictMode::Label => 1,
-            PredictMode::Generate => self.max_new_tokens(),
-        };
+        let reserve = self.labels.as_ref().map_or_else(|| self.max_new_tokens(), Labels::reserve);
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         let profile = self.profile(record).filter(|_| shown.profile);
         for query in self.prompts(shown, |b| b.queries(record, profile, reserve)) {
@@ -388,6 +393,23 @@ fn template(config: &Config) -> anyhow::Result<Template> {
     toml::from_str(&text)
         .with_context(|| format!("template {name}"))
         .input("docs/guides/data.md has the template's fields")
+}
+
+/// Refuses a config that asks for more than its users have.
+fn check_users(config: &Config, index: &Index) -> anyhow::Result<()> {
+    let users = &index.personal;
+    if users.is_empty() {
+        return Err(nobody(config, index)).input(DATA_HINT);
+    }
+    if config.run.arms.contains(&Arm::Permuted) && users.len() < 2 {
+        return Err(anyhow::anyhow!("the arm `permuted` swaps adapters; there is 1 user"))
+            .input("leave \"permuted\" out of run.arms, or give more users");
+    }
+    if config.profile.source == ProfileSource::File && users.iter().all(|user| !user.has_profile) {
+        return Err(anyhow::anyhow!("profile.source is \"file\", but no user has a profile text"))
+            .input("give texts with data.personal_profiles (JSONL: \"profile\"), or set profile.source");
+    }
+    Ok(())
 }
 
 /// Why there is no user to personalise.

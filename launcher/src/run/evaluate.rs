@@ -10,6 +10,9 @@ use trainer::eval::table::render;
 use trainer::eval::{Arm, Bootstrap, LeakArms, Options, Prediction, compare, csv};
 use trainer::store::write_atomic;
 
+/// What [`run`] writes, for programs, spreadsheets and people.
+pub(crate) const FILES: [&str; 3] = ["metrics.json", "metrics.csv", "table.txt"];
+
 /// Reads the predictions of every arm, writes `metrics.json` and prints the table; rank 0 alone.
 pub(super) fn run(run: &Run<'_>) -> anyhow::Result<()> {
     if run.leads() {
@@ -68,10 +71,10 @@ fn lead(run: &Run<'_>) -> anyhow::Result<()> {
     let comparison =
         compare(&arms, &options).input("evaluate.metrics must fit the task's answers")?;
     let json = serde_json::to_string_pretty(&comparison)?;
-    write_atomic(&run.path("metrics.json"), json.as_bytes())?;
-    write_atomic(&run.path("metrics.csv"), csv::render(&comparison).as_bytes())?;
     let table = render(&comparison);
-    write_atomic(&run.path("table.txt"), table.as_bytes())?;
+    for (name, text) in FILES.iter().zip([&json, &csv::render(&comparison), &table]) {
+        write_atomic(&run.path(name), text.as_bytes())?;
+    }
     // A study prints one table of all its cells.
     if run.shared.is_none() {
         print(table.trim_end());

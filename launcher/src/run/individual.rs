@@ -40,7 +40,6 @@ pub(super) fn run(run: &Run<'_>, base: &MappedBase) -> anyhow::Result<End> {
     run.comm.barrier()?;
     let mine = my_users(run, &before)?;
     let users = mine.len();
-    say_quarantined_data(run);
     let everyone = run.comm.all_reduce_u64(trainer::comm::Reduce::Sum, users as u64)?;
     if everyone == 0 {
         return Ok(End::Complete);
@@ -144,12 +143,6 @@ fn job(run: &Run<'_>, index: usize) -> anyhow::Result<Job> {
         seed: session.config.run.seed,
         start: None,
     })
-}
-
-fn say_quarantined_data(run: &Run<'_>) {
-    for problem in &run.session.index().quarantined {
-        run.say(&format!("put aside: {problem}"));
-    }
 }
 
 struct Watcher<'a> {

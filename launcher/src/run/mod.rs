@@ -10,6 +10,9 @@ mod population;
 mod predict;
 mod profiles;
 
+pub(crate) use evaluate::FILES as TABLES;
+pub(crate) use profiles::FILE as PROFILES;
+
 use crate::cli::RunArgs;
 use crate::env::Env;
 use crate::exit::{Exit, Fails};
@@ -23,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use trainer::comm::Communicator;
-use trainer::config::Arm;
+use trainer::config::{Arm, ProfileSource};
 use trainer::model::cache::MappedBase;
 use trainer::model::network::Network;
 use trainer::report::{Event, EventSink, JsonlSink};
@@ -114,6 +117,7 @@ pub(crate) fn of_session(
         ranks: comm.size(),
         threads: rayon::current_num_threads(),
     })?;
+    say_left_out(&run);
     let exit = stages(&run, until)?;
     if exit != Exit::Requeue {
         let (done, quarantined) = individual::counts(&run)?;
@@ -126,6 +130,18 @@ pub(crate) fn of_session(
     events.flush()?;
     run.say(&format!("run folder: {}", session.folder.display()));
     Ok(exit)
+}
+
+/// What of the data is left out, whatever stages follow.
+fn say_left_out(run: &Run<'_>) {
+    let index = run.session.index();
+    for problem in &index.quarantined {
+        run.say(&format!("put aside: {problem}"));
+    }
+    let without = index.personal.iter().filter(|user| !user.has_profile).count();
+    if without > 0 && run.session.config.profile.source == ProfileSource::File {
+        run.say(&format!("{without} of {} users have no profile text", index.personal.len()));
+    }
 }
 
 fn stages(run: &Run<'_>, until: Until) -> anyhow::Result<Exit> {

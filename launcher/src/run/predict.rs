@@ -2,7 +2,7 @@
 
 use super::Run;
 use crate::exit::Fails;
-use crate::session::Session;
+use crate::labels::Labels;
 use crate::shown::Shown;
 use crate::watch::Progress;
 use anyhow::Context;
@@ -11,11 +11,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
-use trainer::config::{Arm, PredictMode};
+use trainer::config::Arm;
 use trainer::eval::Prediction;
 use trainer::ids::UserKey;
 use trainer::model::cache::MappedBase;
-use trainer::prompt::{Branch, LabelSequences, Query};
+use trainer::prompt::{Branch, Query};
 use trainer::report::{Event, Stage};
 use trainer::shard::plan;
 use trainer::stage::individual::End;
@@ -172,38 +172,11 @@ fn gather(run: &Run<'_>, path: &std::path::Path, lines: &[String]) -> anyhow::Re
     Ok(())
 }
 
-/// The task's labels and where they part.
-struct Labels {
-    names: Vec<String>,
-    sequences: LabelSequences,
-    branches: Vec<Branch>,
-}
-
-impl Labels {
-    fn new(session: &Session) -> anyhow::Result<Self> {
-        let hint = "set predict.mode = \"generate\" for a task without labels";
-        let sequences = session.task.label_sequences(&session.tokenizer).input(hint)?;
-        let names = session.task.labels().map(<[String]>::to_vec);
-        let (sequences, names) = sequences
-            .zip(names)
-            .context("predict.mode is \"label\", but the template has no labels")
-            .input(hint)?;
-        let branches = sequences.branches();
-        Ok(Self { names, sequences, branches })
-    }
-
-    /// Rows of a question's branches besides its own.
-    fn rows(&self) -> usize {
-        let shared = self.sequences.shared.len();
-        self.branches.iter().map(|branch| shared + branch.prefix.len() + 1).sum()
-    }
-}
-
 /// What asks the network.
 struct Answerer<'a> {
     run: &'a Run<'a>,
     oracle: Oracle<'a, Cpu>,
-    labels: Option<Labels>,
+    labels: Option<&'a Labels>,
     sampling: Sampling,
 }
 
@@ -215,10 +188,7 @@ impl<'a> Answerer<'a> {
     ) -> anyhow::Result<Self> {
         let session = run.session;
         let predict = &session.config.predict;
-        let labels = match predict.mode {
-            PredictMode::Generate => None,
-            PredictMode::Label => Some(Labels::new(session)?),
-        };
+        let labels = session.labels.as_ref();
         #[expect(clippy::cast_possible_truncation, reason = "rounded once")]
         let sampling = Sampling {
             temperature: predict.temperature as f32,
@@ -227,8 +197,7 @@ impl<'a> Answerer<'a> {
             max_new_tokens: u32::try_from(session.max_new_tokens())?,
             seed: session.config.run.seed,
         };
-        let rows =
-            PACK_ROWS.max(session.rules.chunk_rows) + labels.as_ref().map_or(0, Labels::rows);
+        let rows = PACK_ROWS.max(session.rules.chunk_rows) + labels.map_or(0, Labels::rows);
         let cache = if labels.is_some() {
             0
         } else {
@@ -245,7 +214,7 @@ impl<'a> Answerer<'a> {
 
     /// Prompts of queries: with labels one for each branch, with the tokens that lead to it.
     fn prompts(&self, queries: &[Query]) -> Vec<Vec<u32>> {
-        let Some(labels) = &self.labels else {
+        let Some(labels) = self.labels else {
             return queries.iter().map(|query| query.tokens.clone()).collect();
         };
         let asked = queries.iter().flat_map(|q| labels.branches.iter().map(move |b| (q, b)));
@@ -270,7 +239,7 @@ impl<'a> Answerer<'a> {
             expected: None,
         };
         let each = || askers.iter().zip(queries).flat_map(|(a, qs)| qs.iter().map(move |q| (a, q)));
-        if let Some(labels) = &self.labels {
+        if let Some(labels) = self.labels {
             let branches: Vec<&[u32]> = labels.branches.iter().map(|b| &b.tokens[..]).collect();
             let given = self.oracle.branch_probabilities(askers, &branches)?;
             let given = given.iter().flat_map(|user| user.chunks(branches.len()));

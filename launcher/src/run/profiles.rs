@@ -19,7 +19,7 @@ use trainer::stage::sample::Sampling;
 use trainer::store::write_atomic;
 
 /// OPPU's form, so that the file serves as `data.personal_profiles` of another run.
-const FILE: &str = "profiles.json";
+pub(crate) const FILE: &str = "profiles.json";
 /// Users asked between two looks at the stop flag; the tokens of this many answers lie in the cache.
 const GROUP: usize = 32;
 
@@ -133,7 +133,9 @@ fn request(run: &Run<'_>, record: &UserRecord) -> anyhow::Result<Option<Vec<u32>
             crate::watch::say(&format!("user {}: no profile: {e}", record.id));
             Ok(None)
         }
-        Err(e) => Err(e).with_context(|| format!("user {}", record.id)),
+        Err(e) => Err(e)
+            .with_context(|| format!("user {}: no room to write a profile", record.id))
+            .input("lower profile.max_new_tokens, or raise prompt.max_length"),
     }
 }
 

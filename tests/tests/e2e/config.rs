@@ -84,3 +84,68 @@ fn what_is_missing_is_named() {
     story.run(&[]).must(3).says(&["personal_users", "hint:"]);
     story.run(&["--set", "data.personal_users=2"]).must(3).says(&["nofilms", "hint:"]);
 }
+
+/// A story whose config is `own.toml`, over the story's own, with two variants.
+fn varied() -> Story {
+    let story = Story::new();
+    let own = "extends = 'shared/parts.toml'\n\
+        [run]\nname = 'own'\nout_dir = 'own'\n\
+        [variant.short]\nindividual.epochs = 1\npopulation.enabled = false\nrun.arms = ['base', 'personal']\n\
+        [variant.short-r2.individual]\nlora_rank = 2\n";
+    std::fs::create_dir(story.path("shared")).unwrap();
+    let parts = story.text("config.toml");
+    // Paths start at the file that says them.
+    let parts = ["base", "personal.jsonl", "population.jsonl"].iter().fold(parts, |text, path| {
+        text.replace(&format!("= \"{path}\""), &format!("= \"../{path}\""))
+    });
+    story.put("shared/parts.toml", parts.as_bytes());
+    story.put("own.toml", own.as_bytes());
+    story
+}
+
+#[test]
+fn variants_over_files_that_are_extended() {
+    let story = varied();
+    let print = |more: &[&str]| {
+        let args = [&["run", "--config", "own.toml", "--print-config"], more].concat();
+        story.launcher(&args).run().must(0).stdout
+    };
+    let root = story.root().to_str().unwrap().to_owned();
+    let plain = print(&[]);
+    for line in ["name = \"own\"", "epochs = 2", &format!("path = \"{root}/base\"")] {
+        assert!(plain.lines().any(|l| l == line), "{line:?} is not in\n{plain}");
+    }
+    let both =
+        print(&["--variant", "short", "--variant", "short-r2", "--set", "individual.alpha=3"]);
+    let folder = format!("out_dir = \"{root}/own-short-short-r2\"");
+    let individual = both.split("[individual]").nth(1).unwrap();
+    for (text, line) in [
+        (both.as_str(), "name = \"own-short-short-r2\""),
+        (&both, &folder),
+        (individual, "epochs = 1"),
+        (individual, "lora_rank = 2"),
+        (individual, "alpha = 3.0"),
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line:?} is not in\n{both}");
+    }
+    // What is printed is that run, without its parts.
+    story.put("printed.toml", both.as_bytes());
+    let again = story.launcher(&["run", "--config", "printed.toml", "--print-config"]).run();
+    assert_eq!(again.must(0).stdout, both);
+
+    let unknown = ["run", "--config", "own.toml", "--variant", "shirt"];
+    story.launcher(&unknown).run().must(3).says(&[
+        "own.toml: no variant `shirt`; there are: short, short-r2; did you mean `short`?",
+        "hint:",
+    ]);
+    let ranks = crate::process::Start::new(story.root(), 2, &unknown).run();
+    ranks.must(3).says(&["no variant `shirt`"]);
+
+    // A variant is a run of its own, beside the others.
+    let short = ["run", "--config", "own.toml", "--variant", "short"];
+    story.launcher(&short).run().must(0).says(&["own-short"]);
+    let arms: Vec<String> = story.answers("own-short").into_keys().collect();
+    assert_eq!(arms, ["base", "personal"]);
+    assert!(!story.path("own").exists() && !story.path("shared/own-short").exists());
+    story.launcher(&["verify", "--run", "own-short"]).run().must(0);
+}

@@ -13,6 +13,7 @@ mod doctor;
 mod equivalence;
 mod evaluate_files;
 mod hostile;
+mod lamp;
 mod prepare;
 mod process;
 mod real_model;

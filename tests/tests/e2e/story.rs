@@ -281,6 +281,14 @@ impl Story {
             .into()
     }
 
+    /// Every prediction file of a run, by name of the arm.
+    pub(crate) fn answers(&self, run: &str) -> BTreeMap<String, String> {
+        let files = std::fs::read_dir(self.path(run).join("predictions")).unwrap();
+        let name = |path: &Path| path.file_stem().unwrap().to_str().unwrap().to_owned();
+        let files = files.map(|file| file.unwrap().path());
+        files.map(|path| (name(&path), std::fs::read_to_string(&path).unwrap())).collect()
+    }
+
     /// Stops the test unless this run has the reference's adapters of its users, and all of `users`.
     #[track_caller]
     pub(crate) fn same_adapters(&self, run: &str, users: &[usize], what: &str) {

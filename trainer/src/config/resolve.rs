@@ -110,6 +110,9 @@ impl Document {
         if config.run.arms.contains(&Arm::Pag) && config.profile.source == ProfileSource::None {
             return conflict("run.arms", "has \"pag\", but profile.source = \"none\"");
         }
+        if let (ProfileSource::File, Some(reason)) = (config.profile.source, no_profiles(data)) {
+            return conflict("profile.source", reason);
+        }
         let mut seen = BTreeSet::new();
         for (i, o) in config.individual.overrides.iter().enumerate() {
             if let Some(user) = o.users.iter().find(|u| !seen.insert((*u).clone())) {
@@ -118,6 +121,18 @@ impl Document {
             }
         }
         Ok(())
+    }
+}
+
+/// Why the users of a source cannot have profile texts; a JSONL file may have them or not.
+fn no_profiles(data: &Data) -> Option<&'static str> {
+    match data.source {
+        Source::Jsonl => None,
+        Source::Ml100k => Some("is \"file\", but users of ml-100k have no profile texts"),
+        Source::Lamp | Source::Oppu if data.personal_profiles.is_none() => {
+            Some("is \"file\", but data.personal_profiles is not set")
+        }
+        Source::Lamp | Source::Oppu => None,
     }
 }
 

@@ -25,6 +25,8 @@ pub struct UserSummary {
     pub num_history: usize,
     /// Queries.
     pub num_queries: usize,
+    /// Whether there is a text about the user.
+    pub has_profile: bool,
     /// Bytes of the texts of all items, fields and their names, and of the profile text.
     pub bytes: u64,
     /// Hash of the record.
@@ -214,6 +216,7 @@ impl UserSummary {
             key: user.id.key(),
             num_history: user.history.len(),
             num_queries: user.queries.len(),
+            has_profile: user.profile.is_some(),
             bytes: fields.sum::<u64>() + user.profile.as_ref().map_or(0, |p| p.len() as u64),
             fingerprint: user_fingerprint(user),
             spans,

@@ -38,8 +38,15 @@ impl std::fmt::Debug for Builder<'_> {
 struct Target<'t> {
     item: &'t Item,
     purpose: Purpose,
-    /// How many items of the past it may see.
+    /// How many items of the past it may see, those that cannot be shown counted.
     sees: usize,
+}
+
+/// The items that can be shown, with their documents.
+struct Past<'i> {
+    shown: History<'i>,
+    /// How many of the first `n` items can be shown, by `n`.
+    among: Vec<usize>,
 }
 
 impl Builder<'_> {
@@ -85,7 +92,7 @@ impl Builder<'_> {
     ) -> Vec<Result<Query, PromptError>> {
         let past = self.past(user.history.iter().collect());
         let query = |item| {
-            let target = Target { item, purpose: Purpose::Predict, sees: past.len() };
+            let target = Target { item, purpose: Purpose::Predict, sees: user.history.len() };
             let shown = self.shown(user, &past, &target)?;
             let ask = self.ask(&target, profile, &shown);
             self.task.query(self.tokenizer, &ask, (self.max_len, reserve))
@@ -131,7 +138,7 @@ impl Builder<'_> {
         &self,
         user: &UserRecord,
         profile: Option<&str>,
-        past: &History<'_>,
+        past: &Past<'_>,
         target: &Target<'_>,
     ) -> Result<Example, PromptError> {
         let shown = self.shown(user, past, target)?;
@@ -150,21 +157,27 @@ impl Builder<'_> {
         Ask { item, purpose, profile, shown, ablation, cut_question }
     }
 
-    /// The items with their documents. An item that cannot be one is empty here and fails, named, where
-    /// it is retrieved.
-    fn past<'i>(&self, items: Vec<&'i Item>) -> History<'i> {
-        let document = |item: &Item| match self.retrieval.is_none() {
-            true => String::new(),
-            false => self.task.document(item, self.ablation).unwrap_or_default(),
-        };
-        History::new(items.into_iter().map(|item| (item, document(item))))
+    /// The items with their documents. One that lacks what the template shows of it stands in front of no other: its
+    /// own example names what it lacks.
+    fn past<'i>(&self, items: Vec<&'i Item>) -> Past<'i> {
+        let mut among = vec![0];
+        let mut shown = Vec::with_capacity(items.len());
+        for item in items {
+            let document = match self.retrieval.is_none() {
+                true => None,
+                false => self.task.shown_document(item, self.ablation),
+            };
+            shown.extend(document.map(|document| (item, document)));
+            among.push(shown.len());
+        }
+        Past { shown: History::new(shown), among }
     }
 
     /// What a target shows, in the order of the prompt: the one place that asks retrieval.
     fn shown(
         &self,
         user: &UserRecord,
-        past: &History<'_>,
+        past: &Past<'_>,
         target: &Target<'_>,
     ) -> Result<Vec<Shown<'static>>, PromptError> {
         if self.retrieval.is_none() || !self.task.has_context(target.purpose) {
@@ -176,7 +189,8 @@ impl Builder<'_> {
             output: self.task.lent_field(),
             ..Request::new(user.id.key(), &target.item.id, &text)
         };
-        let chosen = self.retrieval.choose(past, target.sees, &request, self.pool)?;
+        let sees = past.among.get(target.sees).copied().unwrap_or(past.shown.len());
+        let chosen = self.retrieval.choose(&past.shown, sees, &request, self.pool)?;
         let relevance = self.retrieval.relevance(chosen.len(), &request);
         let shown = chosen.into_iter().zip(relevance);
         Ok(shown.map(|(item, relevance)| Shown { item: Cow::Owned(item), relevance }).collect())

@@ -70,10 +70,11 @@ fn one_bad_item_fails_alone() {
     let results = builder(&task, Retriever::Recency, 0).history_examples(&bad, None);
     let good: Vec<bool> = results.iter().map(Result::is_ok).collect();
     assert_eq!(good, [true, false, true, true]);
-    // As a line in front of another item it is named where it is retrieved.
+    // It stands in front of no other: the item before it does.
     let results = builder(&task, Retriever::Recency, 1).history_examples(&bad, None);
-    assert!(matches!(&results[2], Err(PromptError::MissingField { item, .. }) if item == "1"));
-    assert!(results[3].is_ok());
+    assert!(matches!(&results[1], Err(PromptError::MissingField { item, .. }) if item == "1"));
+    let seen = [0, 2, 3].map(|i: usize| numbers(&results[i].as_ref().unwrap().tokens));
+    assert_eq!(seen, [vec![0], vec![0, 2], vec![2, 3]]);
 }
 
 #[test]

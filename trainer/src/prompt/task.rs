@@ -146,6 +146,24 @@ impl Task {
         }
     }
 
+    /// [`Task::document`] of an item that can stand in front of a question, or none if it lacks a field of what is
+    /// shown of it. What the template lacks is no fault of the item.
+    pub(super) fn shown_document(&self, item: &Item, ablation: Ablation) -> Option<String> {
+        let parts = &self.parts;
+        let form = match ablation {
+            Ablation::Both => Some(&parts.history_line),
+            Ablation::OnlyInput => parts.only_input.as_ref(),
+            Ablation::OnlyOutput | Ablation::Decouple => parts.only_output.as_ref(),
+        };
+        if form.is_some_and(|form| self.past(form, item).is_err()) {
+            return None;
+        }
+        match self.document(item, ablation) {
+            Ok(document) => Some(document),
+            Err(e) => (!e.is_of_item()).then(String::new),
+        }
+    }
+
     /// The text that retrieval compares with the documents.
     ///
     /// # Errors
