@@ -7,7 +7,7 @@ use crate::watch::{print, say};
 use anyhow::Context;
 use kernels::Cpu;
 use std::path::Path;
-use trainer::config::{Config, Document};
+use trainer::config::{Arm, Config, Document};
 use trainer::ids::{UserId, UserKey};
 use trainer::lora::{SiteList, Target};
 use trainer::model::cache::MappedBase;
@@ -210,8 +210,15 @@ fn forget_profile(run: &Path, user: &UserId) -> anyhow::Result<usize> {
     Ok(before - texts.len())
 }
 
-/// Removes the tables, which name the users who gain and lose most; whether there were any.
+/// Removes the tables, which name the users who gain and lose most, and the answers in LaMP's form, which a run writes
+/// anew from its records; whether there were any tables.
 fn forget_tables(run: &Path) -> anyhow::Result<bool> {
+    for arm in Arm::ALL {
+        let path = run.join("predictions").join(format!("{}.json", arm.name()));
+        if path.exists() {
+            std::fs::remove_file(path)?;
+        }
+    }
     let mut removed = false;
     for name in crate::run::TABLES {
         let path = run.join(name);

@@ -65,6 +65,10 @@ pub enum Arm {
 }
 
 impl Arm {
+    /// All there are.
+    pub const ALL: [Self; 6] =
+        [Self::Base, Self::Rag, Self::Pag, Self::Population, Self::Personal, Self::Permuted];
+
     /// Its name in configs, files and tables.
     pub fn name(self) -> &'static str {
         match self {
