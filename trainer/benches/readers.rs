@@ -4,11 +4,11 @@
 //! temporary files, reads it, removes it. Seconds are those of the processor: what else the machine does is left out.
 #![expect(unsafe_code, reason = "a counting allocator is an unsafe trait")]
 #![expect(clippy::unwrap_used, reason = "a benchmark panics when wrong")]
+#![expect(clippy::print_stdout, reason = "its result")]
 
 #[path = "../tests/generated/mod.rs"]
 mod generated;
 
-use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 use trainer::data::Source;
@@ -42,15 +42,13 @@ fn measure(name: &str, make: fn(&Path, usize) -> (Source, usize), megabytes: usi
     assert_eq!(data.users().filter(Result::is_ok).count(), users);
     let stream_s = processor_s() - used;
     let resident_kib = peak_resident_kib();
-    writeln!(
-        std::io::stdout(),
+    println!(
         "{name}: {megabytes} MB, {records} records, {users} users; index {seconds:.2} s, {index_s:.2} s on a processor = \
          {:.0} MB/s; stream {stream_s:.2} s; peak heap {:.1} MB, peak resident {:.1} MB",
         megabytes as f64 / index_s,
         peak_bytes as f64 / 1e6,
         resident_kib as f64 / 1024.0
-    )
-    .unwrap();
+    );
     assert!(peak_bytes < generated::most_bytes(records), "{peak_bytes} bytes on the heap");
     assert!(resident_kib < MOST_RESIDENT_KIB, "{resident_kib} KiB resident");
 }
