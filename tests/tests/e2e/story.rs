@@ -281,11 +281,12 @@ impl Story {
             .into()
     }
 
-    /// Every prediction file of a run, by name of the arm.
+    /// The predictions of every arm of a run, by its name.
     pub(crate) fn answers(&self, run: &str) -> BTreeMap<String, String> {
         let files = std::fs::read_dir(self.path(run).join("predictions")).unwrap();
         let name = |path: &Path| path.file_stem().unwrap().to_str().unwrap().to_owned();
-        let files = files.map(|file| file.unwrap().path());
+        let records = |path: &PathBuf| path.extension().is_some_and(|e| e == "jsonl");
+        let files = files.map(|file| file.unwrap().path()).filter(records);
         files.map(|path| (name(&path), std::fs::read_to_string(&path).unwrap())).collect()
     }
 

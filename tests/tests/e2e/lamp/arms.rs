@@ -149,7 +149,14 @@ fn headlines_with_profile_texts_the_base_writes() {
     let texts = story.json("run/profiles.json");
     assert_eq!(texts.as_array().unwrap().len(), everybody.len() - 1);
     assert!(texts.as_array().unwrap().iter().all(|t| t["id"] != user.as_str()), "{texts}");
+    assert!(!story.path("run/predictions/base.json").exists(), "answers in LaMP's form are left");
     run(&story, "run", 0, &[]).must(0);
     assert_eq!(story.json("run/profiles.json"), texts);
+    let lines = story.text("run/predictions/base.jsonl").lines().count();
+    let lamp = story.json("run/predictions/base.json");
+    assert_eq!(
+        (lamp["task"].as_str(), lamp["golds"].as_array().unwrap().len()),
+        (Some("LaMP_4"), lines)
+    );
     assert!(!story.text("run/metrics.json").contains(&format!("\"{user}\"")));
 }
