@@ -1,6 +1,6 @@
 //! A study: the cells of a config with `[study.axes]`, one after the other in this process, then one table.
 //!
-//! Every cell is an ordinary run in `<study>/cells/<name>-<id>/`, made by the code of [`crate::run`], which also says
+//! Every cell is an ordinary run in `<study>/cells/<name>-<id>/`, made by the code of [`mod@crate::run`], which also says
 //! what is left to do in it. Cells share the loaded base and data, and through [`Cache`] what they would compute alike.
 //! Start reading at [`run`].
 
