@@ -194,8 +194,15 @@ impl Session {
         self.data.index()
     }
 
-    /// Does some work with the builder of prompts that show what `shown` says.
-    pub(crate) fn prompts<T>(&self, shown: Shown, work: impl FnOnce(&Builder<'_>) -> T) -> T {
+    /// Does some work with the builder of prompts that show what `shown` says, in `most` tokens where that is less than
+    /// the run's limit and not 0.
+    pub(crate) fn prompts<T>(
+        &self,
+        shown: Shown,
+        most: u32,
+        work: impl FnOnce(&Builder<'_>) -> T,
+    ) -> T {
+        let max_len = self.config.prompt.max_length;
         let retrieval = if shown.items { self.retrieval } else { Retrieval::NONE };
         let ablation = crate::shown::ablation(&self.config);
         let everybody = Everybody { data: &self.data, numbers: &self.numbers };
@@ -208,7 +215,7 @@ impl Session {
             pool: pool.as_ref(),
             ablation,
             seed: self.config.run.seed,
-            max_len: self.config.prompt.max_length,
+            max_len: if most == 0 { max_len } else { max_len.min(most as usize) },
             cut_questions: self.config.prompt.cut_questions,
         })
     }
@@ -229,7 +236,8 @@ impl Session {
         &self,
         record: &UserRecord,
     ) -> Vec<Result<Example, PromptError>> {
-        self.prompts(Shown::ALL, |b| b.query_examples(record, self.profile(record)))
+        let most = self.config.population.training.max_length;
+        self.prompts(Shown::ALL, most, |b| b.query_examples(record, self.profile(record)))
     }
 
     /// The adapter of one user.
@@ -253,8 +261,9 @@ impl Session {
         &self,
         record: &UserRecord,
     ) -> Result<(Vec<Example>, Vec<String>), String> {
+        let most = self.config.individual.training_of(&record.id).max_length;
         let examples =
-            self.prompts(Shown::ALL, |b| b.history_examples(record, self.profile(record)));
+            self.prompts(Shown::ALL, most, |b| b.history_examples(record, self.profile(record)));
         let (mut good, mut left_out) = (Vec::new(), Vec::new());
         for example in examples {
             match example {
@@ -275,7 +284,7 @@ impl Session {
         let reserve = self.labels.as_ref().map_or_else(|| self.max_new_tokens(), Labels::reserve);
         let (mut good, mut bad) = (Vec::new(), Vec::new());
         let profile = self.profile(record).filter(|_| shown.profile);
-        for query in self.prompts(shown, |b| b.queries(record, profile, reserve)) {
+        for query in self.prompts(shown, 0, |b| b.queries(record, profile, reserve)) {
             match query {
                 Ok(query) => good.push(query),
                 Err(e) => bad.push(e.to_string()),

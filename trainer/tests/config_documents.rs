@@ -379,9 +379,11 @@ fn set_takes_toml_or_text() {
 fn overrides_are_whole_recipes_of_their_users() {
     let config = set(&[
         "individual.epochs=5",
-        "individual.override=[{ users = ['b', 'a'], lora_rank = 2 }, { users = ['c'], epochs = 1 }]",
+        "individual.override=[{ users = ['b', 'a'], lora_rank = 2 }, { users = ['c'], epochs = 1, max_length = 64 }]",
     ])
     .unwrap();
+    let most = |id: &str| config.individual.training_of(&UserId::new(id)).max_length;
+    assert_eq!([most("a"), most("c"), most("d")], [0, 64, 0]);
     let of = |id: &str| {
         let recipe = config.individual.training_of(&UserId::new(id));
         (recipe.lora_rank, recipe.epochs)

@@ -124,6 +124,7 @@ fn recipe(args: &BenchTrainArgs) -> Recipe {
         warmup_ratio: 0.1,
         epochs: args.epochs,
         batch_size: args.batch_size,
+        max_length: 0,
         early_stop: EarlyStop { enabled: false, held_out: 0.1, patience: 1 },
     }
 }

@@ -125,7 +125,8 @@ fn own_request<'a>(run: &'a Run<'_>) -> anyhow::Result<&'a ProfileRequest> {
 /// The request for a user's text; none, said, where there is nothing to write it from.
 fn request(run: &Run<'_>, record: &UserRecord) -> anyhow::Result<Option<Vec<u32>>> {
     let room = (run.session.config.profile.items, run.session.config.profile.max_new_tokens);
-    let asked = run.session.prompts(crate::shown::Shown::ALL, |b| b.profile_request(record, room));
+    let asked =
+        run.session.prompts(crate::shown::Shown::ALL, 0, |b| b.profile_request(record, room));
     match asked {
         Ok(Some(prompt)) => Ok(Some(prompt)),
         Ok(None) => Ok(None),

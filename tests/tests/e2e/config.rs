@@ -149,3 +149,20 @@ fn variants_over_files_that_are_extended() {
     assert!(!story.path("own").exists() && !story.path("shared/own-short").exists());
     story.launcher(&["verify", "--run", "own-short"]).run().must(0);
 }
+
+#[test]
+fn a_users_examples_may_be_shorter() {
+    let story = Story::new();
+    let tokens = |most: &str| {
+        let set = format!("individual.max_length={most}");
+        let plan = story.launcher(&["plan", "--config", "config.toml", "--set", &set]);
+        let plan = plan.run().must(0).stdout;
+        let line = plan.lines().find(|l| l.starts_with("individual stage")).unwrap().to_owned();
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let at = words.iter().position(|w| w.starts_with("tokens")).unwrap();
+        words[at - 1].parse::<usize>().unwrap()
+    };
+    // Longer than the run's limit says nothing.
+    assert_eq!(tokens("0"), tokens("100000"));
+    assert!(tokens("20") < tokens("0"));
+}

@@ -133,6 +133,13 @@ pub const RECIPE: &[Key] = &[
     key("warmup_ratio", SHARE, FromRecipe, Result, "share of steps spent warming up"),
     key("epochs", Kind::Int(1, 100_000), FromRecipe, Result, "passes over the items"),
     key("batch_size", Kind::Int(1, 1 << 20), FromRecipe, Result, "items of a step"),
+    key(
+        "max_length",
+        Kind::Int(0, 1 << 20),
+        FromRecipe,
+        Result,
+        "tokens of an example, if fewer than prompt.max_length; 0 is that",
+    ),
     key("early_stop.enabled", Kind::Bool, FromRecipe, Result, "stop on own held-out items"),
     key("early_stop.held_out", Kind::Float(0.01, 0.9), FromRecipe, Result, "share held out"),
     key("early_stop.patience", Kind::Int(1, 1000), FromRecipe, Result, "epochs without gain"),

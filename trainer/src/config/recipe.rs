@@ -34,6 +34,8 @@ pub struct Recipe {
     pub epochs: u32,
     /// Items of a step; the last step of an epoch takes what is left.
     pub batch_size: u32,
+    /// Tokens of an example, if fewer than `prompt.max_length`; 0 is that.
+    pub max_length: u32,
     /// Stopping on the user's own held-out items.
     pub early_stop: EarlyStop,
 }
@@ -79,6 +81,7 @@ pub(super) const ROOT: &str = r#"
 rslora = false
 dropout = 0.0
 weight_decay = 0.01
+max_length = 0
 betas = [0.9, 0.999]
 eps = 1e-8
 clip_norm = 0.3

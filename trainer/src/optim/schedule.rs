@@ -121,6 +121,7 @@ mod tests {
             warmup_ratio: 0.1,
             epochs: 1,
             batch_size: 1,
+            max_length: 0,
             early_stop: crate::config::EarlyStop { enabled: false, held_out: 0.1, patience: 1 },
         };
         // math.ceil(n * 0.1) in Python for these n; 3 * 0.1 is 0.30000000000000004, 30 * 0.1 is 3.0.

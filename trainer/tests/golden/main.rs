@@ -213,6 +213,7 @@ fn the_individual_stage_makes_the_same_adapter() {
             warmup_ratio: 0.1,
             epochs: 10,
             batch_size: 64,
+            max_length: 0,
             early_stop: EarlyStop { enabled: false, held_out: 0.1, patience: 1 },
         };
         let plain = case.train_whole(&net, &recipe);

@@ -57,6 +57,7 @@ pub(crate) fn recipe(lora: &AdapterSpec) -> Recipe {
         warmup_ratio: 0.1,
         epochs: 2,
         batch_size: 4,
+        max_length: 0,
         early_stop: EarlyStop { enabled: false, held_out: 0.3, patience: 1 },
     }
 }
