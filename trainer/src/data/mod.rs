@@ -14,6 +14,7 @@ mod chitchat_plain;
 mod dataset;
 mod elements;
 mod error;
+pub mod events;
 mod fingerprint;
 mod json;
 pub mod jsonl;
