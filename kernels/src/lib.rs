@@ -22,6 +22,7 @@ pub mod loss;
 mod math;
 pub mod norm;
 pub mod optim;
+pub mod pool;
 mod product;
 pub mod random;
 pub mod rope;
@@ -33,13 +34,14 @@ pub use error::{Error, Result};
 /// Every operation family of a training step; implemented by each complete backend.
 pub trait Ops:
     Backend
-    + linear::Linear
+    + linear::Trainable
     + lora::Lora
     + attention::Attention
     + norm::Norm
     + rope::Rope
     + activation::Activation
     + embedding::Embedding
+    + pool::Pool
     + loss::Loss
     + optim::Optim
 {
@@ -47,13 +49,14 @@ pub trait Ops:
 
 impl<B> Ops for B where
     B: Backend
-        + linear::Linear
+        + linear::Trainable
         + lora::Lora
         + attention::Attention
         + norm::Norm
         + rope::Rope
         + activation::Activation
         + embedding::Embedding
+        + pool::Pool
         + loss::Loss
         + optim::Optim
 {

@@ -1,7 +1,8 @@
 //! Rows copied in parallel.
 
-use super::{Embed, Embedding, Gather, Scatter};
-use crate::cpu::{Cpu, ROWS_PER_TASK, rows_mut};
+use super::{Embed, Embedding, Gather, Lookup, LookupGradient, Scatter};
+use crate::backend::Mat;
+use crate::cpu::{Cpu, CpuBuf, ROWS_PER_TASK, rows_mut};
 use crate::error::{Error, Result, check_len};
 use crate::linear::Linear;
 use rayon::prelude::*;
@@ -66,6 +67,64 @@ impl Embedding for Cpu {
             }
         }
         Ok(())
+    }
+
+    fn lookup(&self, args: Lookup<'_, Self>) -> Result<()> {
+        args.check()?;
+        let Lookup { params, offset, values, dim, ids, x, accumulate, rows } = args;
+        let ids = Column { ids, rows };
+        ids.check_below("lookup", values)?;
+        let table = &params[offset..offset + values * dim];
+        rows_mut(x.buf, (x.start, x.stride), rows).enumerate().for_each(|(task, x_rows)| {
+            let first = task * ROWS_PER_TASK;
+            for (row, x) in (first..rows).zip(x_rows.chunks_mut(x.stride)) {
+                let (x, from) = (&mut x[..dim], &table[ids.at(row) * dim..][..dim]);
+                if accumulate {
+                    x.iter_mut().zip(from).for_each(|(x, from)| *x += from);
+                } else {
+                    x.copy_from_slice(from);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn lookup_gradient(&self, args: LookupGradient<'_, Self>) -> Result<()> {
+        args.check()?;
+        let LookupGradient { dx, ids, grads, offset, values, dim, rows } = args;
+        let ids = Column { ids, rows };
+        ids.check_below("lookup_gradient", values)?;
+        let table = &mut grads[offset..offset + values * dim];
+        for row in 0..rows {
+            let from = &dx.buf[dx.start + row * dx.stride..][..dim];
+            let to = &mut table[ids.at(row) * dim..][..dim];
+            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+        }
+        Ok(())
+    }
+}
+
+/// A column of ids.
+#[derive(Clone, Copy)]
+struct Column<'a> {
+    ids: Mat<'a, CpuBuf<u32>>,
+    rows: usize,
+}
+
+impl Column<'_> {
+    fn at(&self, row: usize) -> usize {
+        self.ids.buf[self.ids.start + row * self.ids.stride] as usize
+    }
+
+    /// Refuses ids that are not below `end`.
+    fn check_below(&self, op: &'static str, end: usize) -> Result<()> {
+        match (0..self.rows).find(|&row| self.at(row) >= end) {
+            None => Ok(()),
+            Some(row) => {
+                let what = format!("row {row}: id {} of {end}", self.at(row));
+                Err(Error::Routing { op, what })
+            }
+        }
     }
 }
 

@@ -1,5 +1,5 @@
-//! Rows by index: token (and position) embedding, gather of supervised rows, its backward, and copies
-//! into a key/value cache.
+//! Rows by index: token (and position) embedding, gather of supervised rows, its backward, copies into
+//! a key/value cache, and tables that train.
 
 use crate::backend::{Backend, Buffer, Mat, MatMut};
 use crate::error::{Result, check_len};
@@ -55,6 +55,46 @@ pub struct Scatter<'a, B: Backend + ?Sized> {
     pub dim: usize,
 }
 
+/// `X[i] (=|+=) E[ids[i]]` from a plain table in a flat parameter buffer.
+#[derive(Debug)]
+pub struct Lookup<'a, B: Backend + ?Sized> {
+    /// Holds `E [v, d]`, row-major, from element `offset` on.
+    pub params: &'a B::Buf<f32>,
+    /// Element of `params` where `E` begins.
+    pub offset: usize,
+    /// `v`.
+    pub values: usize,
+    /// `d`.
+    pub dim: usize,
+    /// Row of `E` for each row of `X`, a column of `t` rows ([`Mat::at`] takes one out of `[t, c]`).
+    pub ids: Mat<'a, B::Buf<u32>>,
+    /// `X [t, d]`.
+    pub x: MatMut<'a, B::Buf<B::Act>>,
+    /// `+=` instead of `=`.
+    pub accumulate: bool,
+    /// `t`; zero is legal.
+    pub rows: usize,
+}
+
+/// `dE[ids[i]] += dX[i]` in a flat gradient buffer.
+#[derive(Debug)]
+pub struct LookupGradient<'a, B: Backend + ?Sized> {
+    /// `dX [t, d]`.
+    pub dx: Mat<'a, B::Buf<B::Act>>,
+    /// Row of `E` for each row of `X`, as in [`Lookup`].
+    pub ids: Mat<'a, B::Buf<u32>>,
+    /// Holds `dE [v, d]`, row-major, from element `offset` on.
+    pub grads: &'a mut B::Buf<f32>,
+    /// Element of `grads` where `dE` begins.
+    pub offset: usize,
+    /// `v`.
+    pub values: usize,
+    /// `d`.
+    pub dim: usize,
+    /// `t`; zero is legal.
+    pub rows: usize,
+}
+
 /// Rows by index.
 pub trait Embedding: Linear {
     /// See [`Embed`].
@@ -74,6 +114,19 @@ pub trait Embedding: Linear {
     /// # Errors
     /// [`crate::Error`] when shapes disagree or an index is outside.
     fn scatter(&self, args: Scatter<'_, Self>) -> Result<()>;
+
+    /// See [`Lookup`].
+    ///
+    /// # Errors
+    /// [`crate::Error`] when shapes disagree or an id is outside the table; then nothing is written.
+    fn lookup(&self, args: Lookup<'_, Self>) -> Result<()>;
+
+    /// See [`LookupGradient`]. Order: an element is one chain of additions over `i` ascending that begins
+    /// at what `grads` holds.
+    ///
+    /// # Errors
+    /// [`crate::Error`] when shapes disagree or an id is outside the table; then nothing is written.
+    fn lookup_gradient(&self, args: LookupGradient<'_, Self>) -> Result<()>;
 }
 
 impl<B: Linear> Embed<'_, B> {
@@ -111,4 +164,40 @@ impl<B: Backend + ?Sized> Scatter<'_, B> {
         check_len("scatter", "index", self.rows, self.index.len())?;
         self.x.check("scatter", "x", self.rows, self.dim)
     }
+}
+
+impl<B: Backend + ?Sized> Lookup<'_, B> {
+    /// Checks every length once.
+    ///
+    /// # Errors
+    /// [`crate::Error::Length`] or [`crate::Error::Shape`].
+    pub fn check(&self) -> Result<()> {
+        let op = "lookup";
+        self.ids.check(op, "ids", self.rows, 1)?;
+        self.x.check(op, "x", self.rows, self.dim)?;
+        check_table(op, self.offset, (self.values, self.dim), self.params.len())
+    }
+}
+
+impl<B: Backend + ?Sized> LookupGradient<'_, B> {
+    /// Checks every length once.
+    ///
+    /// # Errors
+    /// [`crate::Error::Length`] or [`crate::Error::Shape`].
+    pub fn check(&self) -> Result<()> {
+        let op = "lookup_gradient";
+        self.ids.check(op, "ids", self.rows, 1)?;
+        self.dx.check(op, "dx", self.rows, self.dim)?;
+        check_table(op, self.offset, (self.values, self.dim), self.grads.len())
+    }
+}
+
+/// Checks that a table lies in its buffer.
+fn check_table(
+    op: &'static str,
+    offset: usize,
+    (values, dim): (usize, usize),
+    len: usize,
+) -> Result<()> {
+    check_len(op, "table", offset.saturating_add(values.saturating_mul(dim)), len)
 }

@@ -20,21 +20,29 @@ use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A prepared weight inside a host storage.
+/// A prepared weight: inside a host storage, or in memory of its own where it trains.
 #[derive(Clone)]
 pub struct CpuWeight {
     shape: Shape,
-    storage: HostStorage,
-    offset: usize,
+    memory: Memory,
+}
+
+#[derive(Clone)]
+enum Memory {
+    /// From this element of a storage on.
+    Storage(HostStorage, usize),
+    /// This weight's alone.
+    Own(Lines),
 }
 
 impl std::fmt::Debug for CpuWeight {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { shape, offset, .. } = self;
-        f.debug_struct("CpuWeight")
-            .field("shape", shape)
-            .field("offset", offset)
-            .finish_non_exhaustive()
+        let mut f = f.debug_struct("CpuWeight");
+        f.field("shape", &self.shape);
+        if let Memory::Storage(_, offset) = &self.memory {
+            f.field("offset", offset);
+        }
+        f.finish_non_exhaustive()
     }
 }
 
@@ -47,11 +55,14 @@ impl CpuWeight {
     /// The forward panels and the backward panels.
     fn panels(&self, op: &'static str) -> Result<[&[[f32; PANEL]]; 2]> {
         let Shape { in_dim: d, out_dim: n } = self.shape;
-        let all = (*self.storage).as_ref();
+        let (all, offset) = match &self.memory {
+            Memory::Storage(storage, offset) => ((**storage).as_ref(), *offset),
+            Memory::Own(lines) => (lines.as_ref(), 0),
+        };
         let (forward, backward) = (panels_len(d, n), panels_len(n, d));
-        let expected = self.offset + forward + backward;
+        let expected = offset + forward + backward;
         let too_short = || Error::Length { op, what: "storage", expected, got: all.len() };
-        let mine = all.get(self.offset..expected).ok_or_else(too_short)?;
+        let mine = all.get(offset..expected).ok_or_else(too_short)?;
         let (forward, backward) = mine.split_at(forward);
         Ok([forward.as_chunks().0, backward.as_chunks().0])
     }
@@ -62,9 +73,9 @@ impl CpuWeight {
 /// Products read a prepared weight fastest when its first element lies so: keep offsets in a storage
 /// or a file multiples of 16 elements.
 pub fn aligned_storage(len: usize, fill: impl FnOnce(&mut [f32])) -> HostStorage {
-    let mut lines = vec![Line([0.0; 16]); len.div_ceil(16)];
-    fill(&mut bytemuck::cast_slice_mut(&mut lines)[..len]);
-    Arc::new(Lines { lines, len })
+    let mut lines = Lines { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len };
+    fill(lines.as_mut());
+    Arc::new(lines)
 }
 
 /// A cache line.
@@ -72,14 +83,33 @@ pub fn aligned_storage(len: usize, fill: impl FnOnce(&mut [f32])) -> HostStorage
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Line([f32; 16]);
 
+#[derive(Clone)]
 struct Lines {
     lines: Vec<Line>,
     len: usize,
 }
 
+impl Lines {
+    /// `len` zeros.
+    fn zeros(op: &'static str, len: usize) -> Result<Self> {
+        let mut lines = Vec::new();
+        lines
+            .try_reserve_exact(len.div_ceil(16))
+            .map_err(|e| Error::Backend { op, what: format!("{len} elements of 4 bytes: {e}") })?;
+        lines.resize(len.div_ceil(16), Line([0.0; 16]));
+        Ok(Self { lines, len })
+    }
+}
+
 impl AsRef<[f32]> for Lines {
     fn as_ref(&self) -> &[f32] {
         &bytemuck::cast_slice(&self.lines)[..self.len]
+    }
+}
+
+impl AsMut<[f32]> for Lines {
+    fn as_mut(&mut self) -> &mut [f32] {
+        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
     }
 }
 
@@ -143,7 +173,7 @@ impl Linear for Cpu {
     fn weight(&self, shape: Shape, storage: &HostStorage, offset: usize) -> Result<CpuWeight> {
         let end = offset.saturating_add(self.prepared_len(shape));
         check_len("weight", "storage", end, (**storage).as_ref().len())?;
-        Ok(CpuWeight { shape, storage: storage.clone(), offset })
+        Ok(CpuWeight { shape, memory: Memory::Storage(storage.clone(), offset) })
     }
 
     fn shape(&self, weight: &CpuWeight) -> Shape {
@@ -190,6 +220,22 @@ impl Linear for Cpu {
             product.run(Arch::new(), &mut args.dx.buf[args.dx.start..], args.dx.stride);
         }
         Ok(())
+    }
+}
+
+impl CpuWeight {
+    /// Zeros in memory of its own.
+    pub(super) fn own(op: &'static str, shape: Shape) -> Result<Self> {
+        let lines = Lines::zeros(op, Cpu.prepared_len(shape))?;
+        Ok(Self { shape, memory: Memory::Own(lines) })
+    }
+
+    /// Its own memory, forward panels, then backward panels; nothing for one inside a storage.
+    pub(super) fn own_panels(&mut self) -> Option<(Shape, [&mut [[f32; PANEL]]; 2])> {
+        let Memory::Own(lines) = &mut self.memory else { return None };
+        let Shape { in_dim: d, out_dim: n } = self.shape;
+        let (forward, backward) = lines.as_mut().split_at_mut(panels_len(d, n));
+        Some((self.shape, [forward.as_chunks_mut().0, backward.as_chunks_mut().0]))
     }
 }
 

@@ -1,6 +1,6 @@
 //! Rows in parallel; the sums of a row in the order of [`crate::lanes::fold`].
 
-use super::{Backward, Forward, Norm};
+use super::{Backward, Forward, Norm, ParamGradient};
 use crate::cpu::{Cpu, ROWS_PER_TASK, rows_mut};
 use crate::error::Result;
 use crate::lanes::{self, Kernel, dot, fold};
@@ -44,6 +44,38 @@ impl Norm for Cpu {
             });
         });
         Ok(())
+    }
+
+    fn norm_param_gradient(&self, args: ParamGradient<'_, Self>) -> Result<()> {
+        args.check()?;
+        let ParamGradient { centred, eps, x, dy, rows, dim, grads, .. } = args;
+        for row in 0..rows {
+            let x = &x.buf[x.start + row * x.stride..][..dim];
+            let dy = &dy.buf[dy.start + row * dy.stride..][..dim];
+            let (mean, scale) = lanes::run(Statistics { x, centred, eps });
+            let dw = &mut grads[args.weight_offset..][..dim];
+            for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
+                *dw = ((x - mean) * scale).mul_add(*dy, *dw);
+            }
+            if let Some(at) = args.bias_offset {
+                grads[at..][..dim].iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Statistics<'a> {
+    x: &'a [f32],
+    centred: bool,
+    eps: f32,
+}
+
+impl Kernel for Statistics<'_> {
+    type Output = (f32, f32);
+    #[inline(always)]
+    fn run<S: Simd>(self, simd: S) -> (f32, f32) {
+        statistics(simd, self.x, self.centred, self.eps)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, Buffer, Mat, MatMut};
 use crate::error::{Result, check_eq};
+use crate::linear::check_gradients;
 
 pub mod cpu;
 
@@ -55,6 +56,30 @@ pub struct Backward<'a, B: Backend + ?Sized> {
     pub dim: usize,
 }
 
+/// `dw += Σ_t dY[t]·x̂[t]` and `db += Σ_t dY[t]` with `x̂ = (X - mean) / sqrt(var + eps)`, in a flat
+/// gradient buffer; statistics recomputed from `X`.
+#[derive(Debug)]
+pub struct ParamGradient<'a, B: Backend + ?Sized> {
+    /// LayerNorm (the mean is subtracted); false for RMSNorm.
+    pub centred: bool,
+    /// `eps`.
+    pub eps: f32,
+    /// `X [t, d]` of the forward.
+    pub x: Mat<'a, B::Buf<B::Act>>,
+    /// `dY [t, d]`.
+    pub dy: Mat<'a, B::Buf<B::Act>>,
+    /// `t`; zero is legal.
+    pub rows: usize,
+    /// `d`.
+    pub dim: usize,
+    /// Holds `dw` and `db`, written `+=`; nothing else of it is touched.
+    pub grads: &'a mut B::Buf<f32>,
+    /// Element of `grads` where `dw [d]` begins.
+    pub weight_offset: usize,
+    /// Element of `grads` where `db [d]` begins; `None` for a norm without bias.
+    pub bias_offset: Option<usize>,
+}
+
 /// Norms over rows.
 pub trait Norm: Backend {
     /// See [`Forward`].
@@ -68,6 +93,13 @@ pub trait Norm: Backend {
     /// # Errors
     /// [`crate::Error`] when shapes disagree.
     fn norm_backward(&self, args: Backward<'_, Self>) -> Result<()>;
+
+    /// See [`ParamGradient`]. Order: an element is one chain over `t` ascending that begins at what
+    /// `grads` holds; so calls over rows `0..a`, then `a..b`, equal one call over rows `0..b`, bit for bit.
+    ///
+    /// # Errors
+    /// [`crate::Error`] when shapes disagree, or when `dw` and `db` overlap or leave `grads`.
+    fn norm_param_gradient(&self, args: ParamGradient<'_, Self>) -> Result<()>;
 }
 
 impl<B: Backend + ?Sized> Params<'_, B> {
@@ -101,5 +133,19 @@ impl<B: Backend + ?Sized> Backward<'_, B> {
         self.x.check(op, "x", self.rows, self.dim)?;
         self.dy.check(op, "dy", self.rows, self.dim)?;
         self.dx.check(op, "dx", self.rows, self.dim)
+    }
+}
+
+impl<B: Backend + ?Sized> ParamGradient<'_, B> {
+    /// Checks every shape once.
+    ///
+    /// # Errors
+    /// [`crate::Error::Length`], [`crate::Error::Shape`] or [`crate::Error::Routing`].
+    pub fn check(&self) -> Result<()> {
+        let (op, dim) = ("norm_param_gradient", self.dim);
+        self.x.check(op, "x", self.rows, dim)?;
+        self.dy.check(op, "dy", self.rows, dim)?;
+        let bias = self.bias_offset.map(|at| (at, dim));
+        check_gradients(op, (self.weight_offset, dim), bias, self.grads.len())
     }
 }
