@@ -48,8 +48,10 @@ fn logits_of_six_texts() {
             ids
         })
         .collect();
-    let pieces: Vec<Piece<'_>> =
-        texts.iter().map(|ids| Piece { rows: ids, first_output: 0, targets: &[] }).collect();
+    let pieces: Vec<Piece<'_>> = texts
+        .iter()
+        .map(|ids| Piece { rows: ids, first_output: 0, targets: &[], loss: None, only: None })
+        .collect();
     let mut packer = Packer::new(false);
     packer.add(&Share { adapter: None, layout: 0, pieces: &pieces, weight: 0.0, first_token: 0 });
     let mut rows = Vec::new();

@@ -59,6 +59,8 @@ pub(super) fn run(args: &BenchTrainArgs, env: &Env) -> anyhow::Result<Exit> {
         users.clone().into_iter().map(move |(user, examples)| Job {
             user,
             examples,
+            losses: Vec::new(),
+            of_mean: false,
             unusable: None,
             lora: lora.clone(),
             recipe: recipe.clone(),

@@ -139,6 +139,8 @@ fn job(run: &Run<'_>, index: usize) -> anyhow::Result<Job> {
         recipe: session.config.individual.training_of(&record.id).clone(),
         user: record.id,
         examples,
+        losses: Vec::new(),
+        of_mean: false,
         unusable,
         seed: session.config.run.seed,
         start: None,

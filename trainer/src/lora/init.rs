@@ -6,7 +6,8 @@ use kernels::random::philox;
 /// "INIT": keeps these counters apart from every other use of the same key.
 const PURPOSE: u32 = 0x494E_4954;
 
-/// `A ~ U(-1/sqrt(in), 1/sqrt(in))` (Kaiming uniform with a = sqrt(5), PEFT's default), `B = 0`.
+/// `A ~ U(-1/sqrt(in), 1/sqrt(in))` (Kaiming uniform with a = sqrt(5), PEFT's default), `B = 0`; whole tensors, which are
+/// changes of the base's, begin at 0.
 ///
 /// *Writes* `params` `=`, whole. *Order*: element `i` of site `k`'s `A` is word `i mod 4` of
 /// `philox(key, [i / 4, k, "INIT", 0])`, so it depends on nothing but (key, site, element); the key is
@@ -36,6 +37,7 @@ pub fn initialise(
         }
         params[range.b].fill(0.0);
     }
+    params[lora_rank * sites.units()..].fill(0.0);
     Ok(())
 }
 

@@ -18,7 +18,7 @@ pub use crate::model::spec::Family;
 pub use init::initialise;
 pub use lists::SiteLists;
 pub use of_base::Merge;
-pub use sites::{Half, SiteEntry, SiteList, SiteRange, SiteSpec};
+pub use sites::{Half, SiteEntry, SiteList, SiteRange, SiteSpec, WholeTensor};
 pub use slabs::Slabs;
 pub use spec::AdapterSpec;
 pub use target::Target;

@@ -90,13 +90,49 @@ pub struct SiteRange {
     pub b: Range<usize>,
 }
 
-/// The sites of an adapter, layer by layer, within a layer in the order of [`Target`].
+/// A tensor that a user has whole, beside the matrices of the sites: rows of an event model's head, or with
+/// full-parameter tuning all of a small model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WholeTensor {
+    /// Its name, of letters, digits, `.` and `_`.
+    pub name: String,
+    /// Row-major dimensions.
+    pub dims: Vec<usize>,
+}
+
+impl WholeTensor {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.dims.iter().product()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Key in an adapter's file.
+    pub fn key(&self) -> String {
+        format!("{WHOLE}{}", self.name)
+    }
+
+    /// Inverse of [`Self::key`]; `None` for other keys.
+    pub fn parse_key(key: &str) -> Option<&str> {
+        key.strip_prefix(WHOLE)
+    }
+}
+
+/// What the keys of whole tensors begin with.
+const WHOLE: &str = "myriad.whole.";
+
+/// The sites of an adapter, layer by layer, within a layer in the order of [`Target`], then its whole tensors.
 ///
-/// Site `k` of an adapter of rank `r` begins at element `r · unit_offset(k)`.
+/// Site `k` of an adapter of rank `r` begins at element `r · unit_offset(k)`; the whole tensors follow the last site.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SiteList {
     entries: Vec<SiteEntry>,
     units: usize,
+    whole: Vec<WholeTensor>,
 }
 
 impl SiteList {
@@ -128,7 +164,42 @@ impl SiteList {
                 .push(SiteEntry { spec, site: Site { in_dim, out_dim, unit_offset: units, id } });
             units += in_dim + out_dim;
         }
-        Ok(Self { entries, units })
+        Ok(Self { entries, units, whole: Vec::new() })
+    }
+
+    /// These whole tensors and no site: nothing is of low rank.
+    ///
+    /// # Errors
+    /// [`Error::NoSites`] when there is none.
+    pub fn whole_only(whole: Vec<WholeTensor>) -> Result<Self, Error> {
+        if whole.is_empty() {
+            return Err(Error::NoSites);
+        }
+        Ok(Self { entries: Vec::new(), units: 0, whole })
+    }
+
+    /// The same sites, followed by whole tensors.
+    #[must_use]
+    pub fn with_whole(self, whole: Vec<WholeTensor>) -> Self {
+        Self { whole, ..self }
+    }
+
+    /// The whole tensors in order.
+    pub fn whole(&self) -> &[WholeTensor] {
+        &self.whole
+    }
+
+    /// Each whole tensor with its range in the flat vector of an adapter of that rank.
+    pub fn whole_ranges(
+        &self,
+        lora_rank: usize,
+    ) -> impl Iterator<Item = (&WholeTensor, Range<usize>)> + '_ {
+        let mut end = lora_rank.saturating_mul(self.units);
+        self.whole.iter().map(move |tensor| {
+            let start = end;
+            end += tensor.len();
+            (tensor, start..end)
+        })
     }
 
     /// The sites in order.
@@ -148,9 +219,10 @@ impl SiteList {
         self.units
     }
 
-    /// Parameters of an adapter: `lora_rank · units`.
+    /// Parameters of an adapter: `lora_rank · units`, and the whole tensors.
     pub fn params(&self, lora_rank: usize) -> usize {
-        lora_rank.saturating_mul(self.units)
+        let whole: usize = self.whole.iter().map(WholeTensor::len).sum();
+        lora_rank.saturating_mul(self.units).saturating_add(whole)
     }
 
     /// Where a site of this list lies in the flat vector of an adapter of that rank.
@@ -171,9 +243,9 @@ impl SiteList {
         })
     }
 
-    /// The family of all sites.
+    /// The family of all sites; whole tensors alone are of the event model, whose blocks are GPT-2's.
     pub fn family(&self) -> Family {
-        self.entries[0].spec.target.family()
+        self.entries.first().map_or(Family::Gpt2, |e| e.spec.target.family())
     }
 
     /// The targets used, in order.

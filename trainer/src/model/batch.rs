@@ -5,6 +5,7 @@
 use super::{Error, Result};
 use kernels::attention::Sequence;
 use kernels::backend::Element;
+use kernels::classify::Row;
 use kernels::lora::Segment;
 use kernels::{Backend, attention};
 
@@ -62,6 +63,10 @@ pub struct Batch {
     pub targets: Vec<u32>,
     /// Weight of each output row in its user's loss; empty for predictions.
     pub weights: Vec<f32>,
+    /// Loss of each target where it is not plain cross-entropy; otherwise empty. Event models alone have such losses.
+    pub losses: Vec<Row>,
+    /// A teacher's logits `[targets, intents]` where a loss needs them; otherwise empty.
+    pub teacher: Vec<f32>,
     /// Attention groups over the sequences of both lanes.
     pub groups: Vec<u32>,
 }
@@ -75,6 +80,8 @@ impl Batch {
         self.output_rows.clear();
         self.targets.clear();
         self.weights.clear();
+        self.losses.clear();
+        self.teacher.clear();
         self.groups.clear();
     }
 

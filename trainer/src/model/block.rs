@@ -8,6 +8,7 @@ use super::activations::{BlockActs, Gradients, LastActs, Scratch};
 use super::batch::DeviceLane;
 use super::network::Block;
 use super::pass::{Acts, In, Pass};
+use super::places::TrunkPlaces;
 use super::sites::Part;
 use kernels::{Mat, MatMut, Ops, activation, attention, embedding};
 
@@ -236,6 +237,10 @@ impl<B: Ops> Pass<'_, B> {
             MatMut::new(&mut scratch.normed, d.hidden),
         )?;
         let x_normed = Mat::new(&scratch.normed, d.hidden);
+        let (dq, dk, dv) = self.packed(qkv);
+        self.learn(lane.rows, (block, |p| p.q), (x_normed, dq), grads)?;
+        self.learn(lane.rows, (block, |p| p.k), (x_normed, dk), grads)?;
+        self.learn(lane.rows, (block, |p| p.v), (x_normed, dv), grads)?;
         if reach.below {
             let dx = MatMut::new(normed, d.hidden);
             self.product_back(lane.rows, Mat::at(qkv, 0, d.qkv), &block.q, dx, false)?;
@@ -244,13 +249,15 @@ impl<B: Ops> Pass<'_, B> {
         let dx = reach.below.then(|| MatMut::new(&mut *normed, d.hidden));
         self.adapt_back(lane, (block, |s| &s.qkv), (x_normed, Mat::new(qkv, d.qkv)), grads, dx)?;
         if reach.below {
-            self.norm_back(
+            let xdy = (Mat::new(x, d.hidden), Mat::new(&*normed, d.hidden));
+            self.learn_norm(
                 lane.rows,
-                &block.norm1,
-                Mat::new(x, d.hidden),
-                Mat::new(normed, d.hidden),
-                MatMut::new(stream, d.hidden),
+                (&block.norm1, |p| p.blocks[block.layer].norm1),
+                xdy,
+                grads,
             )?;
+            let dx = MatMut::new(stream, d.hidden);
+            self.norm_back(lane.rows, &block.norm1, xdy.0, xdy.1, dx)?;
         }
         Ok(())
     }
@@ -300,6 +307,10 @@ impl<B: Ops> Pass<'_, B> {
         let (x_normed, x_gathered) =
             (Mat::new(&scratch.normed, d.hidden), Mat::new(&scratch.gathered, d.hidden));
         let (dq, dkv) = (Mat::new(&g.q_outputs, d.q), Mat::new(&g.qkv, d.qkv));
+        let (_, dk, dv) = self.packed(&g.qkv);
+        self.learn(outputs.rows, (block, |p| p.q), (x_gathered, dq), grads)?;
+        self.learn(lane.rows, (block, |p| p.k), (x_normed, dk), grads)?;
+        self.learn(lane.rows, (block, |p| p.v), (x_normed, dv), grads)?;
         if !reach.below {
             self.adapt_back(outputs, (block, |s| &s.q), (x_gathered, dq), grads, None)?;
             return self.adapt_back(lane, (block, |s| &s.kv), (x_normed, dkv), grads, None);
@@ -320,13 +331,10 @@ impl<B: Ops> Pass<'_, B> {
         self.scatter(normed_outputs, &mut g.normed)?;
         self.net.backend.zero(&mut g.stream, 0, lane.rows * d.hidden)?;
         self.scatter(&g.stream_outputs, &mut g.stream)?;
-        self.norm_back(
-            lane.rows,
-            &block.norm1,
-            Mat::new(x, d.hidden),
-            Mat::new(&g.normed, d.hidden),
-            MatMut::new(&mut g.stream, d.hidden),
-        )
+        let xdy = (Mat::new(x, d.hidden), Mat::new(&g.normed, d.hidden));
+        self.learn_norm(lane.rows, (&block.norm1, |p| p.blocks[block.layer].norm1), xdy, grads)?;
+        let dx = MatMut::new(&mut g.stream, d.hidden);
+        self.norm_back(lane.rows, &block.norm1, xdy.0, xdy.1, dx)
     }
 
     fn key_value_back(
@@ -389,16 +397,12 @@ impl<B: Ops> Pass<'_, B> {
         let (d, kind) = (self.net.dims, self.net.kind);
         let dout = Mat::new(&*g.stream, d.hidden);
         self.product_back(lane.rows, dout, &block.down, MatMut::new(g.hidden, d.mlp), false)?;
-        if self.adapted(lane, block, |s| &s.down) {
+        if self.trains(lane, block, |s| &s.down) {
             self.activate(lane.rows, &acts.mlp_in, &mut scratch.hidden)?;
+            let xdy = (Mat::new(&scratch.hidden, d.mlp), dout);
+            self.learn(lane.rows, (block, |p| p.proj), xdy, grads)?;
             let dx = Some(MatMut::new(&mut *g.hidden, d.mlp));
-            self.adapt_back(
-                lane,
-                (block, |s| &s.down),
-                (Mat::new(&scratch.hidden, d.mlp), dout),
-                grads,
-                dx,
-            )?;
+            self.adapt_back(lane, (block, |s| &s.down), xdy, grads, dx)?;
         }
         if reach.lowest == Part::Down && !reach.below {
             return Ok(false);
@@ -426,32 +430,26 @@ impl<B: Ops> Pass<'_, B> {
             )?;
         }
         let middle = Mat::new(&acts.middle, d.hidden);
-        if self.adapted(lane, block, |s| &s.mlp_in) {
+        if self.trains(lane, block, |s| &s.mlp_in) {
             self.norm(lane.rows, &block.norm2, middle, MatMut::new(&mut scratch.normed, d.hidden))?;
-            let dx = Some(MatMut::new(&mut *g.normed, d.hidden));
             let xdy = (Mat::new(&scratch.normed, d.hidden), Mat::new(&*g.mlp_in, d.mlp_in));
+            self.learn(lane.rows, (block, |p| p.fc), xdy, grads)?;
+            let dx = Some(MatMut::new(&mut *g.normed, d.hidden));
             self.adapt_back(lane, (block, |s| &s.mlp_in), xdy, grads, dx)?;
         }
         if reach.lowest == Part::MlpIn && !reach.below {
             return Ok(false);
         }
-        self.norm_back(
-            lane.rows,
-            &block.norm2,
-            middle,
-            Mat::new(g.normed, d.hidden),
-            MatMut::new(g.stream, d.hidden),
-        )?;
+        let dy = Mat::new(&*g.normed, d.hidden);
+        let norm2 = (&block.norm2, |p: &TrunkPlaces| p.blocks[block.layer].norm2);
+        self.learn_norm(lane.rows, norm2, (middle, dy), grads)?;
+        self.norm_back(lane.rows, &block.norm2, middle, dy, MatMut::new(g.stream, d.hidden))?;
         let dout = Mat::new(&*g.stream, d.hidden);
+        let xdy = (Mat::new(&acts.attention, d.q), dout);
+        self.learn(lane.rows, (block, |p| p.o), xdy, grads)?;
         self.product_back(lane.rows, dout, &block.o, MatMut::new(g.attention, d.q), false)?;
         let dx = Some(MatMut::new(&mut *g.attention, d.q));
-        self.adapt_back(
-            lane,
-            (block, |s| &s.o),
-            (Mat::new(&acts.attention, d.q), dout),
-            grads,
-            dx,
-        )?;
+        self.adapt_back(lane, (block, |s| &s.o), xdy, grads, dx)?;
         Ok(reach.lowest == Part::Qkv || reach.below)
     }
 }

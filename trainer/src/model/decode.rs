@@ -89,7 +89,7 @@ impl<B: Ops> Predictor<B> {
     ) -> Result<()> {
         adapters.check(batch)?;
         self.upload(net, batch, to_cache)?;
-        let pass = Pass { net, batch: &self.batch, adapters };
+        let pass = Pass { net, batch: &self.batch, adapters, whole: None };
         let (d, acts, lane) = (net.dims, &mut self.acts, &self.batch.full);
         pass.embed(&mut acts.inputs[0])?;
         let (last, before) =
@@ -137,7 +137,7 @@ impl<B: Ops> Predictor<B> {
     ) -> Result<()> {
         adapters.check(batch)?;
         self.upload(net, batch, to_cache)?;
-        let pass = Pass { net, batch: &self.batch, adapters };
+        let pass = Pass { net, batch: &self.batch, adapters, whole: None };
         let (d, acts, lane) = (net.dims, &mut self.acts, &self.batch.full);
         let kv = 2 * d.kv;
         pass.embed(&mut acts.inputs[0])?;

@@ -19,9 +19,9 @@ pub(super) struct Product<B: Linear> {
 /// A frozen norm.
 #[derive(Debug)]
 pub(super) struct NormWeights<B: Backend> {
-    weight: B::Buf<f32>,
-    bias: Option<B::Buf<f32>>,
-    eps: f32,
+    pub(super) weight: B::Buf<f32>,
+    pub(super) bias: Option<B::Buf<f32>>,
+    pub(super) eps: f32,
 }
 
 impl<B: Backend> NormWeights<B> {
@@ -96,8 +96,8 @@ pub struct Network<B: Ops> {
     pub(super) blocks: Vec<Block<B>>,
     pub(super) final_norm: NormWeights<B>,
     pub(super) head: B::Weight,
-    max_positions: usize,
-    empty: B::Buf<f32>,
+    pub(super) max_positions: usize,
+    pub(super) empty: B::Buf<f32>,
 }
 
 impl<B: Ops> Network<B> {

@@ -2,6 +2,7 @@
 
 use super::batch::{Batch, DeviceBatch, DeviceLane, Segments};
 use super::network::{Block, Network, NormWeights, Product};
+use super::places::{BlockPlaces, NormPlace, ProductPlace, TrunkPlaces};
 use super::sites::{Layout, Part, Pick};
 use super::{Error, Result};
 use kernels::lora::SiteOutput;
@@ -53,6 +54,8 @@ pub(super) struct Pass<'a, B: Ops> {
     pub(super) net: &'a Network<B>,
     pub(super) batch: &'a DeviceBatch<B>,
     pub(super) adapters: Adapters<'a, B>,
+    /// Where the gradients of the blocks' own parameters go, when these train; `None` for a frozen base.
+    pub(super) whole: Option<&'a TrunkPlaces>,
 }
 
 impl<B: Ops> Pass<'_, B> {
@@ -131,15 +134,18 @@ impl<B: Ops> Pass<'_, B> {
             .filter(|(sites, segments)| !sites.is_empty() && segments.num > 0)
     }
 
-    /// The lowest place that an adapter of this batch adapts: no gradient is formed below it.
+    /// The lowest place that trains: no gradient is formed below it.
     pub(super) fn lowest(&self) -> Option<(usize, Part)> {
+        if self.whole.is_some() {
+            return Some((0, Part::Qkv));
+        }
         let layouts = self.adapters.layouts.iter().zip(&self.batch.full.segments);
         layouts.filter(|(_, s)| s.num > 0).filter_map(|(layout, _)| layout.lowest).min()
     }
 
-    /// Whether any segment of the lane has one of these sites.
-    pub(super) fn adapted(&self, lane: &DeviceLane<B>, block: &Block<B>, pick: Pick) -> bool {
-        self.groups(lane, (block, pick)).next().is_some()
+    /// Whether the product itself trains, or any segment of the lane has one of these sites.
+    pub(super) fn trains(&self, lane: &DeviceLane<B>, block: &Block<B>, pick: Pick) -> bool {
+        self.whole.is_some() || self.groups(lane, (block, pick)).next().is_some()
     }
 
     /// `y += adapters(x)` at a block's sites, layout by layout; a row is of one segment, so its sum does not depend on
@@ -190,6 +196,41 @@ impl<B: Ops> Pass<'_, B> {
         Ok(())
     }
 
+    /// `dW += dYᵀ·X`, `db += Σ dY` of one of a block's products where the base itself trains.
+    pub(super) fn learn(
+        &self,
+        rows: usize,
+        (block, pick): (&Block<B>, fn(&BlockPlaces) -> ProductPlace),
+        xdy: (In<'_, B>, In<'_, B>),
+        grads: &mut B::Buf<f32>,
+    ) -> Result<()> {
+        let Some(places) = self.whole else { return Ok(()) };
+        product_gradient(&self.net.backend, rows, pick(&places.blocks[block.layer]), xdy, grads)
+    }
+
+    /// Weight and bias gradient of a norm where the base itself trains, `+=`.
+    pub(super) fn learn_norm(
+        &self,
+        rows: usize,
+        (norm, pick): (&NormWeights<B>, impl Fn(&TrunkPlaces) -> NormPlace),
+        (x, dy): (In<'_, B>, In<'_, B>),
+        grads: &mut B::Buf<f32>,
+    ) -> Result<()> {
+        let Some(places) = self.whole else { return Ok(()) };
+        let at = pick(places);
+        Ok(self.net.backend.norm_param_gradient(norm::ParamGradient {
+            centred: norm.bias.is_some(),
+            eps: norm.eps,
+            x,
+            dy,
+            rows,
+            dim: self.net.dims.hidden,
+            grads,
+            weight_offset: at.weight,
+            bias_offset: Some(at.bias),
+        })?)
+    }
+
     /// Rotates `heads` heads in place; nothing for a base with learned positions.
     pub(super) fn rotate(
         &self,
@@ -210,4 +251,23 @@ impl<B: Ops> Pass<'_, B> {
             rows,
         })?)
     }
+}
+
+/// `dW += dYᵀ·X`, `db += Σ dY` at a product's place.
+pub(super) fn product_gradient<B: Ops>(
+    backend: &B,
+    rows: usize,
+    at: ProductPlace,
+    (x, dy): (In<'_, B>, In<'_, B>),
+    grads: &mut B::Buf<f32>,
+) -> Result<()> {
+    Ok(backend.linear_weight_gradient(linear::WeightGradient {
+        x,
+        dy,
+        rows,
+        shape: at.shape,
+        grads,
+        weight_offset: at.weight,
+        bias_offset: Some(at.bias),
+    })?)
 }

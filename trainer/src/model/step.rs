@@ -5,6 +5,7 @@ use super::batch::{Batch, DeviceBatch};
 use super::block::Reach;
 use super::network::Network;
 use super::pass::{Adapters, Pass};
+use super::places::TrunkPlaces;
 use super::sites::Part;
 use super::{Error, Result};
 use kernels::{Mat, MatMut, Ops, embedding, loss};
@@ -12,8 +13,8 @@ use kernels::{Mat, MatMut, Ops, embedding, loss};
 /// The step's buffers on one backend; made once, used for every pack.
 #[derive(Debug)]
 pub struct Stepper<B: Ops> {
-    batch: DeviceBatch<B>,
-    acts: Activations<B>,
+    pub(super) batch: DeviceBatch<B>,
+    pub(super) acts: Activations<B>,
     host_losses: Vec<f32>,
 }
 
@@ -71,12 +72,25 @@ impl<B: Ops> Stepper<B> {
     ) -> Result<&[f32]> {
         self.forward(net, batch, adapters)?;
         self.loss(net, true)?;
-        self.backward(net, adapters, grads)?;
+        self.backward(net, (adapters, None), grads)?;
         self.read_losses(net)
     }
 
     /// Last hidden states of the output rows (before the final norm), in the last block's buffer.
     fn forward(
+        &mut self,
+        net: &Network<B>,
+        batch: &Batch,
+        adapters: Adapters<'_, B>,
+    ) -> Result<()> {
+        self.begin(net, batch, adapters)?;
+        let pass = Pass { net, batch: &self.batch, adapters, whole: None };
+        pass.embed(&mut self.acts.inputs[0])?;
+        self.blocks(net, adapters)
+    }
+
+    /// Takes a batch's tables to the backend.
+    pub(super) fn begin(
         &mut self,
         net: &Network<B>,
         batch: &Batch,
@@ -88,10 +102,13 @@ impl<B: Ops> Stepper<B> {
             let what = format!("a pack of {rows} rows, room for {}", self.rows());
             return Err(Error::Batch { what });
         }
-        self.batch.upload(net.backend(), batch)?;
-        let pass = Pass { net, batch: &self.batch, adapters };
+        self.batch.upload(net.backend(), batch)
+    }
+
+    /// From the first block's input to the last block's output.
+    pub(super) fn blocks(&mut self, net: &Network<B>, adapters: Adapters<'_, B>) -> Result<()> {
+        let pass = Pass { net, batch: &self.batch, adapters, whole: None };
         let acts = &mut self.acts;
-        pass.embed(&mut acts.inputs[0])?;
         let (last, before) =
             net.blocks.split_last().ok_or(Error::Batch { what: "no block".into() })?;
         for (layer, block) in before.iter().enumerate() {
@@ -116,12 +133,19 @@ impl<B: Ops> Stepper<B> {
         )
     }
 
+    /// The final norm of the output rows, in `scratch.gathered`.
+    pub(super) fn final_norm(&mut self, net: &Network<B>) -> Result<()> {
+        let (d, rows) = (net.dims.hidden, self.batch.outputs.rows);
+        let pass = Pass { net, batch: &self.batch, adapters: net.bare(), whole: None };
+        let last = Mat::new(&self.acts.last.output, d);
+        pass.norm(rows, &net.final_norm, last, MatMut::new(&mut self.acts.scratch.gathered, d))
+    }
+
     /// Losses, and with `gradient` the gradient of the output rows' last hidden states.
     fn loss(&mut self, net: &Network<B>, gradient: bool) -> Result<()> {
-        let pass = Pass { net, batch: &self.batch, adapters: net.bare() };
+        self.final_norm(net)?;
         let (d, acts, rows) = (net.dims.hidden, &mut self.acts, self.batch.outputs.rows);
-        let (last, scratch) = (Mat::new(&acts.last.output, d), &mut acts.scratch);
-        pass.norm(rows, &net.final_norm, last, MatMut::new(&mut scratch.gathered, d))?;
+        let scratch = &mut acts.scratch;
         let dx = match (&mut acts.gradients, gradient) {
             (Some(g), true) => Some(MatMut::new(&mut g.normed_outputs, d)),
             _ => None,
@@ -139,23 +163,27 @@ impl<B: Ops> Stepper<B> {
         Ok(())
     }
 
-    fn backward(
+    /// From the gradient of the output rows' normed states down to the lowest place that trains: `grads +=` those of
+    /// the adapters, or with `whole` those of the final norm and of the blocks' own parameters, and then the gradient
+    /// of the first block's input is left in `gradients.stream`.
+    pub(super) fn backward(
         &mut self,
         net: &Network<B>,
-        adapters: Adapters<'_, B>,
+        (adapters, whole): (Adapters<'_, B>, Option<&TrunkPlaces>),
         grads: &mut B::Buf<f32>,
     ) -> Result<()> {
-        let pass = Pass { net, batch: &self.batch, adapters };
+        let pass = Pass { net, batch: &self.batch, adapters, whole };
         let (d, rows, acts) = (net.dims.hidden, self.batch.outputs.rows, &mut self.acts);
         let (Some((lowest, part)), Some(g)) = (pass.lowest(), acts.gradients.as_mut()) else {
             return Err(Error::Batch { what: "a backward without adapters or buffers".into() });
         };
         let reach = |layer: usize| Reach {
             lowest: if layer == lowest { part } else { Part::Qkv },
-            below: layer > lowest,
+            below: layer > lowest || whole.is_some(),
         };
         net.backend().zero(&mut g.stream_outputs, 0, rows * d)?;
         let (x, dy) = (Mat::new(&acts.last.output, d), Mat::new(&g.normed_outputs, d));
+        pass.learn_norm(rows, (&net.final_norm, |p| p.norm), (x, dy), grads)?;
         pass.norm_back(rows, &net.final_norm, x, dy, MatMut::new(&mut g.stream_outputs, d))?;
         let top = net.blocks.len() - 1;
         let forward = (&acts.inputs[top], &acts.last);

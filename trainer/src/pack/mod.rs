@@ -6,20 +6,43 @@
 
 use crate::model::batch::Batch;
 use kernels::attention::Sequence;
+use kernels::classify::Row;
 use kernels::lora::Segment;
 
 /// A prefix shorter than this is not worth sharing.
 pub const MIN_PREFIX: usize = 8;
 
 /// One sequence to run: an example without its last token, or a whole prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Piece<'a> {
     /// Token ids of the rows.
     pub rows: &'a [u32],
     /// First row whose last hidden state is wanted.
     pub first_output: usize,
-    /// Targets of the rows from `first_output` on; empty for a prediction.
+    /// Targets of the rows from `first_output` on (one of their mean, for an event model that asks for it); empty for a
+    /// prediction.
     pub targets: &'a [u32],
+    /// Loss of its one target where that is not plain cross-entropy (event models alone).
+    pub loss: Option<&'a ClassLoss>,
+    /// The rows whose last hidden states are wanted, rising from `first_output` on, where they are not all from there
+    /// on; `targets` are theirs then.
+    pub only: Option<&'a [u32]>,
+}
+
+/// Loss of a target over a few classes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClassLoss {
+    /// The loss; its target and weight are the piece's.
+    pub row: Row,
+    /// The teacher's logits of all classes; empty where the loss needs none.
+    pub teacher: Vec<f32>,
+}
+
+impl ClassLoss {
+    /// Cross-entropy of the label.
+    pub fn plain() -> Self {
+        Self { row: Row::hard(0, 1.0), teacher: Vec::new() }
+    }
 }
 
 impl<'a> Piece<'a> {
@@ -32,16 +55,29 @@ impl<'a> Piece<'a> {
             rows: &tokens[..last],
             first_output: prompt_len - 1,
             targets: tokens.get(prompt_len..).unwrap_or(&[]),
+            loss: None,
+            only: None,
         }
     }
 
     /// A prompt whose next token is wanted.
     pub fn prompt(tokens: &'a [u32]) -> Self {
-        Self { rows: tokens, first_output: tokens.len().saturating_sub(1), targets: &[] }
+        Self {
+            rows: tokens,
+            first_output: tokens.len().saturating_sub(1),
+            targets: &[],
+            loss: None,
+            only: None,
+        }
     }
 
     fn num_outputs(&self) -> usize {
-        self.rows.len() - self.first_output
+        self.only.map_or(self.rows.len() - self.first_output, <[u32]>::len)
+    }
+
+    fn outputs(&self) -> impl Iterator<Item = usize> + 'a {
+        let all = if self.only.is_some() { 0..0 } else { self.first_output..self.rows.len() };
+        all.chain(self.only.unwrap_or(&[]).iter().map(|&row| row as usize))
     }
 }
 
@@ -76,6 +112,10 @@ pub struct PieceSpan {
     pub output_start: usize,
     /// Output rows.
     pub num_outputs: usize,
+    /// First target, numbered among targets.
+    pub target_start: usize,
+    /// Targets.
+    pub num_targets: usize,
 }
 
 /// Builds packs, reusing its memory.
@@ -187,6 +227,15 @@ impl Packer {
         }
     }
 
+    /// Targets of a share, whose losses a step gives.
+    pub fn targets(&self, share: usize) -> std::ops::Range<usize> {
+        let spans = self.spans(share);
+        match (spans.first(), spans.last()) {
+            (Some(first), Some(last)) => first.target_start..last.target_start + last.num_targets,
+            _ => 0..0,
+        }
+    }
+
     /// Appends one user's pieces: the shared prefix first, then each piece's own rows.
     pub fn add(&mut self, share: &Share<'_>) {
         let prefix = if self.share_prefixes { shared_prefix(share.pieces) } else { 0 };
@@ -216,6 +265,8 @@ impl Packer {
                 len: own.len(),
                 output_start: first_output,
                 num_outputs: piece.num_outputs(),
+                target_start: self.batch.targets.len() - piece.targets.len(),
+                num_targets: piece.targets.len(),
             });
             self.unshared_rows += piece.rows.len();
         }
@@ -253,7 +304,7 @@ impl Packer {
         weight: f32,
     ) {
         let lane = &mut self.batch.outputs;
-        for position in piece.first_output..piece.rows.len() {
+        for position in piece.outputs() {
             let own = position - prefix;
             self.batch.output_rows.push(small(start + own));
             lane.positions.push(small(position));
@@ -262,6 +313,26 @@ impl Packer {
         }
         self.batch.targets.extend_from_slice(piece.targets);
         self.batch.weights.extend(std::iter::repeat_n(weight, piece.targets.len()));
+        if let (Some(loss), [target]) = (piece.loss, piece.targets) {
+            self.class_loss(loss, *target, weight);
+        } else if !self.batch.losses.is_empty() {
+            for &target in piece.targets {
+                self.class_loss(&ClassLoss::plain(), target, weight);
+            }
+        }
+    }
+
+    /// The loss of the last target; targets before it that had none get the plain one, and zeros for a teacher.
+    fn class_loss(&mut self, loss: &ClassLoss, target: u32, weight: f32) {
+        let Batch { losses, teacher, targets, weights, .. } = &mut self.batch;
+        while losses.len() + 1 < targets.len() {
+            losses.push(Row::hard(targets[losses.len()], weights[losses.len()]));
+        }
+        losses.push(Row { target, weight, ..loss.row });
+        if !loss.teacher.is_empty() {
+            teacher.resize((losses.len() - 1) * loss.teacher.len(), 0.0);
+            teacher.extend_from_slice(&loss.teacher);
+        }
     }
 
     /// One sequence in both lanes: all its rows, and its output rows.

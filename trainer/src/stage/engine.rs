@@ -7,12 +7,14 @@ use crate::ids::Slot;
 use crate::lora::{SiteLists, Slabs};
 use crate::model::Adapters;
 use crate::model::activations::StepSize;
+use crate::model::batch::Batch;
+use crate::model::event::{Adapted, EventNetwork, EventStepper, EventTable};
 use crate::model::network::Network;
 use crate::model::step::Stepper;
 use crate::pack::Packer;
-use kernels::Ops;
 use kernels::lora::Segment;
 use kernels::optim::{AdamW, Update};
+use kernels::{Backend, Ops};
 
 /// Four slabs of one layout: 16 bytes for each LoRA parameter in flight, and nothing else.
 #[derive(Debug)]
@@ -25,17 +27,158 @@ pub struct SlabBuffers<B: Ops> {
     norms: B::Buf<f32>,
 }
 
+/// What a pack runs through: a frozen model and the buffers of its steps.
+pub trait Model<B: Ops> {
+    /// The blocks that adapters adapt.
+    fn trunk(&self) -> &Network<B>;
+    /// Rows a pack may have.
+    fn rows(&self) -> usize;
+    /// Numbers that stand in a pack for tokens or events are below this.
+    fn vocab(&self) -> usize;
+    /// Forward and backward of a checked pack: unweighted losses of its targets; `grads += d(Σ weight · loss)`.
+    ///
+    /// # Errors
+    /// When the pack is inconsistent.
+    fn train(
+        &mut self,
+        batch: &Batch,
+        of: (&SiteLists, &B::Buf<f32>),
+        grads: &mut B::Buf<f32>,
+    ) -> Result<&[f32]>;
+    /// Forward of a checked pack alone.
+    ///
+    /// # Errors
+    /// When the pack is inconsistent.
+    fn losses(&mut self, batch: &Batch, of: (&SiteLists, &B::Buf<f32>)) -> Result<&[f32]>;
+}
+
+/// A language model.
+#[derive(Debug)]
+pub struct Language<'a, B: Ops> {
+    net: &'a Network<B>,
+    stepper: Stepper<B>,
+}
+
+impl<B: Ops> Model<B> for Language<'_, B> {
+    fn trunk(&self) -> &Network<B> {
+        self.net
+    }
+
+    fn rows(&self) -> usize {
+        self.stepper.rows()
+    }
+
+    fn vocab(&self) -> usize {
+        self.net.spec().vocab
+    }
+
+    fn train(
+        &mut self,
+        batch: &Batch,
+        (lists, params): (&SiteLists, &B::Buf<f32>),
+        grads: &mut B::Buf<f32>,
+    ) -> Result<&[f32]> {
+        let adapters = Adapters { layouts: lists.layouts(), params };
+        Ok(self.stepper.train(self.net, batch, adapters, grads)?)
+    }
+
+    fn losses(
+        &mut self,
+        batch: &Batch,
+        (lists, params): (&SiteLists, &B::Buf<f32>),
+    ) -> Result<&[f32]> {
+        Ok(self.stepper.losses(self.net, batch, Adapters { layouts: lists.layouts(), params })?)
+    }
+}
+
+/// An event model; packs hold the numbers of a table's rows.
+#[derive(Debug)]
+pub struct Events<'a, B: Ops> {
+    net: &'a EventNetwork<B>,
+    table: &'a EventTable,
+    stepper: EventStepper<B>,
+    head_after: Vec<Option<usize>>,
+}
+
+impl<'a, B: Ops + Backend<Act = f32>> Events<'a, B> {
+    /// Buffers for packs of `size`, for adapters of `lists`.
+    ///
+    /// # Errors
+    /// When the backend has no memory.
+    pub fn new(
+        (net, table): (&'a EventNetwork<B>, &'a EventTable),
+        lists: &SiteLists,
+        size: StepSize,
+    ) -> Result<Self> {
+        let head_after = lists.lists().iter().map(|l| (!l.whole().is_empty()).then(|| l.units()));
+        Ok(Self {
+            head_after: head_after.collect(),
+            stepper: EventStepper::new(net, size)?,
+            net,
+            table,
+        })
+    }
+
+    /// Probabilities `[windows, intents]` of a pack.
+    ///
+    /// # Errors
+    /// When the pack is inconsistent.
+    pub fn probabilities(
+        &mut self,
+        batch: &Batch,
+        (lists, params): (&SiteLists, &B::Buf<f32>),
+    ) -> Result<&[f32]> {
+        let adapters = Adapters { layouts: lists.layouts(), params };
+        let adapted = Adapted { adapters, head_after: &self.head_after };
+        Ok(self.stepper.probabilities(self.net, (batch, self.table), adapted)?)
+    }
+}
+
+impl<B: Ops + Backend<Act = f32>> Model<B> for Events<'_, B> {
+    fn trunk(&self) -> &Network<B> {
+        self.net.trunk()
+    }
+
+    fn rows(&self) -> usize {
+        self.stepper.rows()
+    }
+
+    fn vocab(&self) -> usize {
+        self.table.len().max(self.net.spec().intents)
+    }
+
+    fn train(
+        &mut self,
+        batch: &Batch,
+        (lists, params): (&SiteLists, &B::Buf<f32>),
+        grads: &mut B::Buf<f32>,
+    ) -> Result<&[f32]> {
+        let adapters = Adapters { layouts: lists.layouts(), params };
+        let adapted = Adapted { adapters, head_after: &self.head_after };
+        Ok(self.stepper.train(self.net, (batch, self.table), adapted, grads)?)
+    }
+
+    fn losses(
+        &mut self,
+        batch: &Batch,
+        (lists, params): (&SiteLists, &B::Buf<f32>),
+    ) -> Result<&[f32]> {
+        let adapters = Adapters { layouts: lists.layouts(), params };
+        let adapted = Adapted { adapters, head_after: &self.head_after };
+        Ok(self.stepper.losses(self.net, (batch, self.table), adapted)?)
+    }
+}
+
 /// What trains: one a rank.
 #[derive(Debug)]
-pub struct Engine<'a, B: Ops> {
-    /// The frozen base.
-    pub net: &'a Network<B>,
+pub struct Engine<'a, B: Ops, M = Language<'a, B>> {
+    /// The frozen model.
+    pub model: M,
     /// The sites of the users' adapters.
     pub lists: &'a SiteLists,
     /// Slots and offsets.
     pub slabs: Slabs,
     buffers: SlabBuffers<B>,
-    stepper: Stepper<B>,
     image: Vec<f32>,
 }
 
@@ -50,23 +193,8 @@ impl<'a, B: Ops> Engine<'a, B> {
         size: StepSize,
         (num_slots, adapter_params): (u32, usize),
     ) -> Result<Self> {
-        let slabs = Slabs::new(num_slots, adapter_params)?;
-        let (backend, len) = (net.backend(), slabs.slab_len());
-        Ok(Self {
-            net,
-            lists,
-            buffers: SlabBuffers {
-                params: backend.alloc(len)?,
-                grads: backend.alloc(len)?,
-                m: backend.alloc(len)?,
-                v: backend.alloc(len)?,
-                updates: backend.alloc(num_slots as usize)?,
-                norms: backend.alloc(num_slots as usize)?,
-            },
-            stepper: Stepper::new(net, size)?,
-            image: vec![0.0; slabs.capacity()],
-            slabs,
-        })
+        let model = Language { net, stepper: Stepper::new(net, size)? };
+        Engine::of(model, lists, (num_slots, adapter_params))
     }
 
     /// Parameters, gradients and two moments, `f32` each.
@@ -84,10 +212,44 @@ impl<'a, B: Ops> Engine<'a, B> {
             + 4 * slab
             + num_slots * (size_of::<Update>() + size_of::<f32>())
     }
+}
+
+impl<'a, B: Ops, M: Model<B>> Engine<'a, B, M> {
+    /// Slabs of `num_slots` adapters of at most `adapter_params` parameters, over a model.
+    ///
+    /// # Errors
+    /// When the backend has no memory.
+    pub fn of(
+        model: M,
+        lists: &'a SiteLists,
+        (num_slots, adapter_params): (u32, usize),
+    ) -> Result<Self> {
+        let slabs = Slabs::new(num_slots, adapter_params)?;
+        let (backend, len) = (model.trunk().backend(), slabs.slab_len());
+        let buffers = SlabBuffers {
+            params: backend.alloc(len)?,
+            grads: backend.alloc(len)?,
+            m: backend.alloc(len)?,
+            v: backend.alloc(len)?,
+            updates: backend.alloc(num_slots as usize)?,
+            norms: backend.alloc(num_slots as usize)?,
+        };
+        Ok(Self { model, lists, buffers, image: vec![0.0; slabs.capacity()], slabs })
+    }
+
+    /// The backend.
+    fn backend(&self) -> &B {
+        self.model.trunk().backend()
+    }
+
+    /// The parameters of all slots.
+    pub fn params(&self) -> &B::Buf<f32> {
+        &self.buffers.params
+    }
 
     /// Rows a pack may have.
     pub fn rows(&self) -> usize {
-        self.stepper.rows()
+        self.model.rows()
     }
 
     /// Puts an adapter into a slot: parameters as given, zero gradient and moments, the slot's whole
@@ -97,7 +259,7 @@ impl<'a, B: Ops> Engine<'a, B> {
     /// When the adapter is larger than a slot.
     pub fn load(&mut self, slot: Slot, adapter: &[f32]) -> Result<()> {
         let (backend, offset, capacity) =
-            (self.net.backend(), self.slabs.offset(slot), self.slabs.capacity());
+            (self.model.trunk().backend(), self.slabs.offset(slot), self.slabs.capacity());
         self.slabs.image(adapter, &mut self.image)?;
         backend.write(&mut self.buffers.params, offset, &self.image)?;
         for slab in [&mut self.buffers.grads, &mut self.buffers.m, &mut self.buffers.v] {
@@ -111,7 +273,7 @@ impl<'a, B: Ops> Engine<'a, B> {
     /// # Errors
     /// When the slot has fewer.
     pub fn read(&self, slot: Slot, adapter: &mut [f32]) -> Result<()> {
-        Ok(self.net.backend().read(&self.buffers.params, self.slabs.offset(slot), adapter)?)
+        Ok(self.backend().read(&self.buffers.params, self.slabs.offset(slot), adapter)?)
     }
 
     /// A slot's gradient.
@@ -119,7 +281,7 @@ impl<'a, B: Ops> Engine<'a, B> {
     /// # Errors
     /// When the slot has fewer elements.
     pub fn read_gradient(&self, slot: Slot, gradient: &mut [f32]) -> Result<()> {
-        Ok(self.net.backend().read(&self.buffers.grads, self.slabs.offset(slot), gradient)?)
+        Ok(self.backend().read(&self.buffers.grads, self.slabs.offset(slot), gradient)?)
     }
 
     /// Zeroes a slot's gradient.
@@ -128,7 +290,7 @@ impl<'a, B: Ops> Engine<'a, B> {
     /// When the backend says so.
     pub fn clear_gradient(&mut self, slot: Slot) -> Result<()> {
         let (offset, capacity) = (self.slabs.offset(slot), self.slabs.capacity());
-        Ok(self.net.backend().zero(&mut self.buffers.grads, offset, capacity)?)
+        Ok(self.model.trunk().backend().zero(&mut self.buffers.grads, offset, capacity)?)
     }
 
     /// Overwrites a slot's gradient.
@@ -137,7 +299,7 @@ impl<'a, B: Ops> Engine<'a, B> {
     /// When the slot has fewer elements.
     pub fn write_gradient(&mut self, slot: Slot, gradient: &[f32]) -> Result<()> {
         let offset = self.slabs.offset(slot);
-        Ok(self.net.backend().write(&mut self.buffers.grads, offset, gradient)?)
+        Ok(self.model.trunk().backend().write(&mut self.buffers.grads, offset, gradient)?)
     }
 
     /// The segment template of an adapter in `params`, its gradient going to `grads`.
@@ -155,18 +317,14 @@ impl<'a, B: Ops> Engine<'a, B> {
         }
     }
 
-    /// Forward and backward of a pack; unweighted losses of its output rows.
+    /// Forward and backward of a pack; unweighted losses of its targets.
     ///
     /// # Errors
     /// When the pack is inconsistent.
     pub fn train(&mut self, packer: &Packer) -> Result<&[f32]> {
         self.check(packer)?;
-        Ok(self.stepper.train(
-            self.net,
-            packer.batch(),
-            Adapters { layouts: self.lists.layouts(), params: &self.buffers.params },
-            &mut self.buffers.grads,
-        )?)
+        let of = (self.lists, &self.buffers.params);
+        self.model.train(packer.batch(), of, &mut self.buffers.grads)
     }
 
     /// Forward of a pack alone.
@@ -175,13 +333,12 @@ impl<'a, B: Ops> Engine<'a, B> {
     /// When the pack is inconsistent.
     pub fn losses(&mut self, packer: &Packer) -> Result<&[f32]> {
         self.check(packer)?;
-        let adapters = Adapters { layouts: self.lists.layouts(), params: &self.buffers.params };
-        Ok(self.stepper.losses(self.net, packer.batch(), adapters)?)
+        self.model.losses(packer.batch(), (self.lists, &self.buffers.params))
     }
 
     fn check(&self, packer: &Packer) -> Result<()> {
         let (batch, slab) = (packer.batch(), self.slabs.slab_len());
-        batch.check(self.net.spec().vocab, self.net.max_positions())?;
+        batch.check(self.model.vocab(), self.model.trunk().max_positions())?;
         for lane in [&batch.full, &batch.outputs] {
             for (segments, sites) in lane.segments.iter().zip(self.lists.lists()) {
                 Segment::check_all(segments, lane.rows(), sites.units(), (slab, slab))?;
@@ -196,7 +353,7 @@ impl<'a, B: Ops> Engine<'a, B> {
     /// When updates are out of order or leave the slabs.
     pub fn update(&mut self, updates: &[Update], norms: &mut [f32]) -> Result<()> {
         Update::check_all(updates, self.slabs.slab_len())?;
-        let (backend, b) = (self.net.backend(), &mut self.buffers);
+        let (backend, b) = (self.model.trunk().backend(), &mut self.buffers);
         backend.write(&mut b.updates, 0, updates)?;
         backend.adamw(AdamW {
             updates: &b.updates,

@@ -5,11 +5,10 @@
 //! depends on which users are in flight together, so the bytes of an adapter are the same alone and
 //! among thousands (`docs/design.md` section 4, invariant 1).
 
-use super::engine::Engine;
+use super::engine::{Engine, Model};
 use super::trainee::{Job, Outcome, Trainee};
 use super::{Error, Result};
 use crate::ids::Slot;
-use crate::model::network::Network;
 use crate::pack::{Packer, Piece, Share};
 use kernels::Ops;
 use kernels::optim::Update;
@@ -50,8 +49,8 @@ pub struct PackRules {
 ///
 /// # Errors
 /// What the engine or [`Watch::left`] says; a user's own trouble is an [`Outcome`], never an error.
-pub fn run<B: Ops>(
-    engine: &mut Engine<'_, B>,
+pub fn run<B: Ops, M: Model<B>>(
+    engine: &mut Engine<'_, B, M>,
     rules: PackRules,
     jobs: &mut dyn Iterator<Item = Job>,
     watch: &mut dyn Watch,
@@ -90,16 +89,16 @@ struct Flight {
 }
 
 impl Flight {
-    fn admit<B: Ops>(
+    fn admit<B: Ops, M: Model<B>>(
         &mut self,
-        engine: &mut Engine<'_, B>,
+        engine: &mut Engine<'_, B, M>,
         jobs: &mut dyn Iterator<Item = Job>,
         watch: &mut dyn Watch,
     ) -> Result<()> {
         while engine.slabs.num_free() > 0 {
             let Some(job) = jobs.next() else { return Ok(()) };
             let (user, rules) = (job.user.clone(), self.rules);
-            let checked = fits(&job, engine.net);
+            let checked = fits(&job, &engine.model);
             match checked.and_then(|()| Trainee::new(job, engine.lists, rules)) {
                 Ok((trainee, adapter)) => {
                     let slot = engine.slabs.take().ok_or(Error::NoSlot)?;
@@ -113,7 +112,7 @@ impl Flight {
     }
 
     /// Takes due chunks seat by seat, from where the last pack ended, until one does not fit.
-    fn pack<B: Ops>(&mut self, engine: &Engine<'_, B>) -> Result<()> {
+    fn pack<B: Ops, M: Model<B>>(&mut self, engine: &Engine<'_, B, M>) -> Result<()> {
         self.packer.clear();
         self.due.clear();
         let seats = self.seats.len();
@@ -146,11 +145,15 @@ impl Flight {
         Ok(())
     }
 
-    fn step<B: Ops>(&mut self, engine: &mut Engine<'_, B>, watch: &mut dyn Watch) -> Result<()> {
+    fn step<B: Ops, M: Model<B>>(
+        &mut self,
+        engine: &mut Engine<'_, B, M>,
+        watch: &mut dyn Watch,
+    ) -> Result<()> {
         let losses = engine.train(&self.packer)?;
         for (share, &seat) in self.due.iter().enumerate() {
             if let Some(trainee) = &mut self.seats[seat] {
-                trainee.chunk_done(&losses[self.packer.outputs(share)]);
+                trainee.chunk_done(&losses[self.packer.targets(share)]);
             }
         }
         watch.pack(
@@ -162,7 +165,11 @@ impl Flight {
     }
 
     /// AdamW on the users whose micro-batch is complete, then held-out checks, commits and quarantines.
-    fn update<B: Ops>(&mut self, engine: &mut Engine<'_, B>, watch: &mut dyn Watch) -> Result<()> {
+    fn update<B: Ops, M: Model<B>>(
+        &mut self,
+        engine: &mut Engine<'_, B, M>,
+        watch: &mut dyn Watch,
+    ) -> Result<()> {
         self.due
             .retain(|&seat| self.seats[seat].as_ref().is_some_and(Trainee::micro_batch_complete));
         self.due.sort_unstable();
@@ -185,9 +192,9 @@ impl Flight {
         Ok(())
     }
 
-    fn after_step<B: Ops>(
+    fn after_step<B: Ops, M: Model<B>>(
         &mut self,
-        engine: &mut Engine<'_, B>,
+        engine: &mut Engine<'_, B, M>,
         seat: usize,
         watch: &mut dyn Watch,
     ) -> Result<()> {
@@ -217,9 +224,9 @@ impl Flight {
         self.leave(engine, slot, outcome, watch)
     }
 
-    fn leave<B: Ops>(
+    fn leave<B: Ops, M: Model<B>>(
         &mut self,
-        engine: &mut Engine<'_, B>,
+        engine: &mut Engine<'_, B, M>,
         slot: Slot,
         outcome: Outcome,
         watch: &mut dyn Watch,
@@ -231,8 +238,8 @@ impl Flight {
 }
 
 /// Whether the base can take a job's examples; the reason when it cannot, which is that user's alone.
-fn fits<B: Ops>(job: &Job, net: &Network<B>) -> std::result::Result<(), String> {
-    let (vocab, positions) = (net.spec().vocab, net.max_positions());
+fn fits<B: Ops>(job: &Job, model: &impl Model<B>) -> std::result::Result<(), String> {
+    let (vocab, positions) = (model.vocab(), model.trunk().max_positions());
     for (i, example) in job.examples.iter().enumerate() {
         if let Some(id) = example.tokens.iter().find(|&&id| id as usize >= vocab) {
             return Err(format!("example {i}: token id {id} is outside the vocabulary of {vocab}"));
@@ -248,8 +255,8 @@ fn fits<B: Ops>(job: &Job, net: &Network<B>) -> std::result::Result<(), String> 
 }
 
 /// Mean loss of a user's tokens, without dropout, in packs of its own.
-fn mean_loss<B: Ops>(
-    engine: &mut Engine<'_, B>,
+fn mean_loss<B: Ops, M: Model<B>>(
+    engine: &mut Engine<'_, B, M>,
     slot: Slot,
     (trainee, pieces): (&Trainee, &[Piece<'_>]),
     rules: PackRules,

@@ -1,7 +1,7 @@
 //! The stages of a run: each reads like a page.
 //!
 //! [`population`] trains the task adapter on the other users, [`individual`] everybody's own adapter,
-//! [`predict`] answers queries. [`engine`] holds the device side, [`trainee`] one user's way.
+//! [`predict`] answers queries; [`whole`] trains every parameter of an event model. [`engine`] holds the device side, [`trainee`] one user's way.
 
 pub mod engine;
 pub mod individual;
@@ -10,6 +10,7 @@ pub mod predict;
 pub mod recipe;
 pub mod sample;
 pub mod trainee;
+pub mod whole;
 
 use crate::ids::UserId;
 

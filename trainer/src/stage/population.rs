@@ -262,7 +262,7 @@ impl Shards {
         let row_losses = engine.train(&self.packer)?;
         for (share, &index) in packed.iter().enumerate() {
             let sum: f64 =
-                row_losses[self.packer.outputs(share)].iter().map(|&l| f64::from(l)).sum();
+                row_losses[self.packer.targets(share)].iter().map(|&l| f64::from(l)).sum();
             losses[index] += sum * f64::from(weight);
         }
         *rows += self.packer.rows();

@@ -7,7 +7,7 @@ use crate::config::{EarlyStop, Recipe};
 use crate::ids::UserId;
 use crate::lora::{AdapterSpec, SiteLists, initialise};
 use crate::optim::{Order, steps_per_user};
-use crate::pack::{Piece, chunks, rows_of};
+use crate::pack::{ClassLoss, Piece, chunks, rows_of};
 use crate::prompt::Example;
 use kernels::lora::Segment;
 use kernels::optim::Update;
@@ -20,6 +20,10 @@ pub struct Job {
     pub user: UserId,
     /// One example an item of the user's history, in time order.
     pub examples: Vec<Example>,
+    /// The examples' losses where they are not plain cross-entropy, one for each; otherwise empty.
+    pub losses: Vec<ClassLoss>,
+    /// The answer follows the mean of an example's rows, not its last (event models alone).
+    pub of_mean: bool,
     /// The adapter's shape.
     pub lora: AdapterSpec,
     /// Why it cannot be trained, when its data say so already.
@@ -234,7 +238,9 @@ impl Trainee {
 
     fn piece(&self, example: usize) -> Piece<'_> {
         let e = &self.job.examples[example];
-        Piece::supervised(&e.tokens, e.prompt_len)
+        let piece = Piece::supervised(&e.tokens, e.prompt_len);
+        let first_output = if self.job.of_mean { 0 } else { piece.first_output };
+        Piece { first_output, loss: self.job.losses.get(example), ..piece }
     }
 
     /// Pieces of the due chunk.

@@ -3,7 +3,7 @@
 
 use super::error::{Error, Result};
 use crate::ids::UserKey;
-use crate::lora::{AdapterSpec, Half, SiteList, SiteSpec};
+use crate::lora::{AdapterSpec, Half, SiteList, SiteSpec, WholeTensor};
 use safetensors::{Dtype, SafeTensors};
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet};
@@ -80,13 +80,19 @@ impl AdapterRef<'_> {
                 return Err(Error::NotFinite { tensor: site.peft_key(half) });
             }
         }
+        for (tensor, range) in self.sites.whole_ranges(r) {
+            if !self.params[range].iter().all(|v| v.is_finite()) {
+                return Err(Error::NotFinite { tensor: tensor.key() });
+            }
+        }
         if self.provenance.final_loss.is_some_and(|loss| !loss.is_finite()) {
             return Err(Error::NotFinite { tensor: "the final loss".to_owned() });
         }
         Ok(())
     }
 
-    /// The payload: a safetensors file, f32, keys as PEFT writes them, in the order of the flat vector.
+    /// The payload: a safetensors file, f32, keys as PEFT writes them (whole tensors under keys of our own), in the order
+    /// of the flat vector.
     ///
     /// # Errors
     /// As [`Self::check`]; [`Error::TooLong`] for a header above 1 MiB.
@@ -99,15 +105,21 @@ impl AdapterRef<'_> {
             let _ = write!(header, "{comma}{}:{}", quoted(name), quoted(value));
         }
         header.push('}');
-        for (site, half, range) in self.sites.tensors(r) {
-            let [rows, columns] = site.shape(half, r);
-            let (begin, end) = (4 * range.start, 4 * range.end);
-            let name = quoted(&site.peft_key(half));
+        let mut tensor = |name: &str, shape: &str, range: std::ops::Range<usize>| {
+            let (name, begin, end) = (quoted(name), 4 * range.start, 4 * range.end);
             // Writing to a String cannot fail.
             let _ = write!(
                 header,
-                ",{name}:{{\"dtype\":\"F32\",\"shape\":[{rows},{columns}],\"data_offsets\":[{begin},{end}]}}"
+                ",{name}:{{\"dtype\":\"F32\",\"shape\":[{shape}],\"data_offsets\":[{begin},{end}]}}"
             );
+        };
+        for (site, half, range) in self.sites.tensors(r) {
+            let [rows, columns] = site.shape(half, r);
+            tensor(&site.peft_key(half), &format!("{rows},{columns}"), range);
+        }
+        for (whole, range) in self.sites.whole_ranges(r) {
+            let dims: Vec<String> = whole.dims.iter().map(usize::to_string).collect();
+            tensor(&whole.key(), &dims.join(","), range);
         }
         header.push('}');
         // The data must begin at a multiple of 8.
@@ -168,7 +180,7 @@ impl Adapter {
         }
         let (lora_rank, sites) = sites_of(&file.tensors)?;
         let spec = AdapterSpec {
-            lora_rank,
+            lora_rank: lora_rank.max(1),
             alpha: number("alpha", text("myriad.lora_alpha")?)?,
             rslora: number("rslora", text("myriad.rslora")?)?,
             dropout: number("dropout", text("myriad.dropout")?)?,
@@ -241,7 +253,14 @@ fn sites_of(
 ) -> std::result::Result<(u32, SiteList), String> {
     let mut widths = BTreeMap::new();
     let mut lora_rank = None;
+    let mut whole = Vec::new();
     for (name, tensor) in tensors {
+        if let Some(own) = WholeTensor::parse_key(name) {
+            // Their order is that of their data, which the tiling of the file makes unique.
+            let place = tensor.data.as_ptr() as usize;
+            whole.push((place, WholeTensor { name: own.to_owned(), dims: tensor.shape.clone() }));
+            continue;
+        }
         let (layer, target, half) = SiteSpec::parse_peft_key(name).map_err(|e| e.to_string())?;
         let &[rows, columns] = tensor.shape.as_slice() else {
             return Err(format!("{name} has shape {:?}", tensor.shape));
@@ -262,7 +281,14 @@ fn sites_of(
         in_dim,
         out_dim,
     });
-    let sites = SiteList::new(specs.collect()).map_err(|e| e.to_string())?;
+    whole.sort_by_key(|(place, _)| *place);
+    let whole: Vec<WholeTensor> = whole.into_iter().map(|(_, tensor)| tensor).collect();
+    let specs: Vec<SiteSpec> = specs.collect();
+    let sites = match specs.is_empty() {
+        true => SiteList::whole_only(whole),
+        false => SiteList::new(specs).map(|sites| sites.with_whole(whole)),
+    };
+    let sites = sites.map_err(|e| e.to_string())?;
     let lora_rank = lora_rank.and_then(|r| u32::try_from(r).ok()).unwrap_or(0);
     Ok((lora_rank, sites))
 }
@@ -332,6 +358,28 @@ mod tests {
         assert_eq!(payload.len() % 4, 0);
         // Another user's payload is refused even though every byte is sound.
         assert!(Adapter::decode(&UserId::new("w").key(), &payload).is_err());
+    }
+
+    #[test]
+    fn whole_tensors_go_there_and_back_in_their_order() {
+        let whole =
+            |name: &str, dims: &[usize]| WholeTensor { name: name.to_owned(), dims: dims.to_vec() };
+        // In the order of the list, which is not the order of the names.
+        let list = vec![whole("z.table", &[3, 2]), whole("a.bias", &[3])];
+        let mut a = adapter();
+        a.sites = a.sites.with_whole(list.clone());
+        a.params.extend((0..9u8).map(f32::from));
+        let payload = a.view().encode(&a.key).unwrap();
+        assert_eq!(Adapter::decode(&a.key, &payload), Ok(a.clone()));
+        a.params[24 + 8] = f32::NAN;
+        let error = a.view().encode(&a.key).unwrap_err().to_string();
+        assert!(error.contains("a.bias"), "{error}");
+        let mut alone = adapter();
+        alone.sites = SiteList::whole_only(list).unwrap();
+        alone.spec = AdapterSpec { lora_rank: 1, targets: Vec::new(), ..alone.spec };
+        alone.params = vec![0.5; 9];
+        let payload = alone.view().encode(&alone.key).unwrap();
+        assert_eq!(Adapter::decode(&alone.key, &payload), Ok(alone));
     }
 
     #[test]

@@ -227,6 +227,8 @@ impl Case {
             examples: examples.to_vec(),
             lora: self.lora.clone(),
             recipe: recipe.clone(),
+            losses: Vec::new(),
+            of_mean: false,
             unusable: None,
             seed: 1,
             start: Some(self.adapter.clone()),

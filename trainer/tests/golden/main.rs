@@ -49,7 +49,7 @@ fn logits(
     let pieces: Vec<Piece<'_>> = case
         .examples
         .iter()
-        .map(|e| Piece { rows: &e.tokens, first_output: 0, targets: &[] })
+        .map(|e| Piece { rows: &e.tokens, first_output: 0, targets: &[], loss: None, only: None })
         .collect();
     let mut packer = Packer::new(share_prefixes);
     packer.add(&Share {

@@ -23,7 +23,17 @@ fn forgetful(world: &World, rate: f64, patience: u32) -> Job {
     (recipe.schedule, recipe.epochs, recipe.batch_size) = (ScheduleKind::Constant, EPOCHS, 3);
     recipe.early_stop = EarlyStop { enabled: true, held_out: 0.4, patience };
     let examples = examples(77, u32::try_from(ITEMS).unwrap(), 9);
-    Job { user: UserId::new("f"), examples, lora, unusable: None, recipe, seed: 3, start: None }
+    Job {
+        user: UserId::new("f"),
+        examples,
+        lora,
+        losses: Vec::new(),
+        of_mean: false,
+        unusable: None,
+        recipe,
+        seed: 3,
+        start: None,
+    }
 }
 
 /// The same without early stopping, on the items that are not held out.

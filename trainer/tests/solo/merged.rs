@@ -18,7 +18,7 @@ use trainer::pack::{Packer, Piece, Share};
 /// Logits of every position of three prompts.
 fn logits(world: &World, net: &Network<Cpu>, adapter: Option<(Segment, &[f32])>) -> Vec<f32> {
     let prompts: Vec<Vec<u32>> = (0..3).map(|k| tokens(300, k, 9 + 7 * k)).collect();
-    let piece = |rows| Piece { rows, first_output: 0, targets: &[] };
+    let piece = |rows| Piece { rows, first_output: 0, targets: &[], loss: None, only: None };
     let pieces: Vec<Piece<'_>> = prompts.iter().map(|p| piece(p.as_slice())).collect();
     let mut packer = Packer::new(false);
     let segment = adapter.map(|(segment, _)| segment);

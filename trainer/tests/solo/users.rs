@@ -95,6 +95,8 @@ pub(crate) fn job(world: &World, i: u32) -> Job {
         user: UserId::new(&name(i)),
         examples: examples(i, count, profile),
         lora,
+        losses: Vec::new(),
+        of_mean: false,
         unusable: None,
         recipe,
         seed: 11,

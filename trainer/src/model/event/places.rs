@@ -1,0 +1,83 @@
+//! Where each parameter of an event model lies in the flat vector.
+
+use super::super::places::{Layout, Place, ProductPlace, STD, Start, TrunkPlaces};
+use super::{EventSpec, Prediction};
+use kernels::intent;
+use kernels::linear::Shape;
+
+/// The places of all parameters, in one fixed order: column tables, positions, blocks, final norm, reconstruction layer,
+/// intent head, prediction layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Places {
+    layout: Layout,
+    pub(super) columns: Vec<usize>,
+    pub(super) positions: usize,
+    pub(super) trunk: TrunkPlaces,
+    pub(super) reconstruction: ProductPlace,
+    pub(super) intent: intent::Offsets,
+    pub(super) prediction: Option<ProductPlace>,
+}
+
+/// PReLU's slope at the start, as in torch.
+const SLOPE: f32 = 0.25;
+
+impl Places {
+    /// The places of a model's parameters.
+    pub fn new(spec: &EventSpec) -> Self {
+        let mut list = Layout::default();
+        let columns = (0..spec.columns.len())
+            .map(|c| {
+                let dims = [spec.table_rows(c), spec.column_span(c).1];
+                list.add(&format!("columns.{c}"), &dims, Start::Normal(STD))
+            })
+            .collect();
+        let positions = list.add("positions", &[spec.window, spec.hidden], Start::Normal(STD));
+        let trunk = list.trunk(spec.layers, (spec.hidden, spec.intermediate));
+        let events = Shape { in_dim: spec.hidden, out_dim: spec.events() };
+        let reconstruction = list.product("reconstruction", events, STD);
+        let intent = Self::intent(&mut list, spec);
+        let square = Shape { in_dim: spec.intents, out_dim: spec.intents };
+        let prediction = match spec.prediction {
+            Prediction::Scalar => None,
+            Prediction::Linear => Some(list.product("prediction", square, STD)),
+        };
+        Self { columns, positions, trunk, reconstruction, intent, prediction, layout: list }
+    }
+
+    fn intent(list: &mut Layout, spec: &EventSpec) -> intent::Offsets {
+        let (n, d, k) = (spec.intents, spec.hidden, spec.head_hidden);
+        let width = spec.intent_shape().columns();
+        #[expect(clippy::cast_precision_loss, reason = "widths are far below 2^53")]
+        let std = |fan: usize| Start::Normal(1.0 / (fan as f64).sqrt());
+        intent::Offsets {
+            // Wider than GPT-2's tables: a product of two small vectors would be nothing at first.
+            table: list.add("intent.table", &[n, d], std(d)),
+            w1: list.add("intent.w1", &[k, width], std(width)),
+            b1: list.add("intent.b1", &[k], Start::Constant(0.0)),
+            slope: list.add("intent.slope", &[k], Start::Constant(SLOPE)),
+            w2: list.add("intent.w2", &[k], std(k)),
+            b2: list.add("intent.b2", &[1], Start::Constant(0.0)),
+            bias: Some(list.add("intent.bias", &[n], Start::Constant(0.0))),
+        }
+    }
+
+    /// Parameters in all.
+    pub fn len(&self) -> usize {
+        self.layout.len
+    }
+
+    /// Never true.
+    pub fn is_empty(&self) -> bool {
+        self.layout.len == 0
+    }
+
+    /// Every tensor in order.
+    pub fn tensors(&self) -> &[Place] {
+        &self.layout.tensors
+    }
+
+    /// Fills `params` as a new model begins: a function of the key alone.
+    pub fn initialise(&self, key: [u32; 2], params: &mut [f32]) {
+        self.layout.initialise(key, params);
+    }
+}

@@ -1,0 +1,460 @@
+//! Training every parameter of an event model, data-parallel over ranks: the population stage, distilling, and a user's
+//! own model where all of it is tuned.
+//!
+//! As in [`super::population`] a batch is cut into virtual shards, each shard's gradient is made whole on one rank, and
+//! the shards' gradients are added in the order of their numbers; so any number of ranks gives the same bytes. The model
+//! on the backend is made anew from the flat vector after each step.
+
+use super::individual::End;
+use super::population::PopulationStep;
+use super::{Error, Result};
+use crate::comm::{Communicator, GradientSync, LocalShards, Reduce, shards_of};
+use crate::config::Recipe;
+use crate::ids::UserKey;
+use crate::model::activations::StepSize;
+use crate::model::event::{EventNetwork, EventStepper, EventTable, Goal, History, MASKED};
+use crate::optim::{Order, steps_per_user};
+use crate::pack::{ClassLoss, Packer, Piece, chunks};
+use crate::prompt::Example;
+use kernels::optim::{AdamW, Update};
+use kernels::random::uniform_f32;
+use kernels::{Backend, Ops};
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The auxiliary objective: events hidden from the model, to be named again.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reconstruction {
+    /// Probability that an event is hidden.
+    pub mask_ratio: f64,
+    /// Its weight beside the intents' loss.
+    pub lambda: f64,
+}
+
+/// What is trained, the same on every rank.
+#[derive(Debug, Clone, Copy)]
+pub struct WholeTask<'a> {
+    /// Windows: the numbers of their events in the table, then the intent.
+    pub windows: &'a [Example],
+    /// Their losses where these are not plain cross-entropy, one for each; otherwise empty.
+    pub losses: &'a [ClassLoss],
+    /// Windows whose loss chooses among the epochs; none: the last epoch's model stays.
+    pub validation: &'a [Example],
+    /// How; what it says of adapters is not looked at. `batch_size` counts windows over all ranks.
+    pub recipe: &'a Recipe,
+    /// Hidden events.
+    pub reconstruction: Option<Reconstruction>,
+    /// Key of shuffling and masks.
+    pub key: [u32; 2],
+    /// Virtual shards.
+    pub num_shards: u32,
+}
+
+/// All that training continues from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    /// Steps finished.
+    pub step: u32,
+    /// Parameters.
+    pub params: Vec<f32>,
+    /// First moments.
+    pub m: Vec<f32>,
+    /// Second moments.
+    pub v: Vec<f32>,
+    /// The best epoch so far.
+    pub best: Option<Best>,
+}
+
+/// An epoch's model, chosen by the validation windows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Best {
+    /// Mean loss of the validation windows.
+    pub loss: f64,
+    /// Epochs after it.
+    pub epochs_since: u32,
+    /// Parameters.
+    pub params: Vec<f32>,
+}
+
+impl State {
+    /// Before the first step.
+    pub fn new(params: Vec<f32>) -> Self {
+        let zeros = vec![0.0; params.len()];
+        Self { step: 0, params, m: zeros.clone(), v: zeros, best: None }
+    }
+
+    /// The parameters to go on with: the best epoch's, if one was chosen.
+    pub fn into_params(self) -> Vec<f32> {
+        self.best.map_or(self.params, |best| best.params)
+    }
+}
+
+/// What the stage tells while it runs.
+pub trait Keep {
+    /// A step is done.
+    fn step(&mut self, step: PopulationStep);
+    /// An epoch is done: number from 1, mean loss of the validation windows.
+    fn epoch(&mut self, epoch: u32, validation_loss: Option<f64>);
+    /// Steps between two checkpoints; 0 for none but at a stop.
+    fn every(&self) -> u32;
+    /// Keeps a state, the same on every rank.
+    ///
+    /// # Errors
+    /// What the store says; ends the stage.
+    fn checkpoint(&mut self, state: &State) -> Result<()>;
+}
+
+/// Buffers of a model that trains whole.
+#[derive(Debug)]
+pub struct WholeTrainer<'a, B: Ops> {
+    net: &'a mut EventNetwork<B>,
+    table: &'a EventTable,
+    stepper: EventStepper<B>,
+    grads: B::Buf<f32>,
+    m: B::Buf<f32>,
+    v: B::Buf<f32>,
+    update: B::Buf<Update>,
+    norm: B::Buf<f32>,
+    packer: Packer,
+    values: Vec<f32>,
+    total: Vec<f32>,
+    pack_rows: usize,
+}
+
+/// "MASK".
+const MASK: u32 = 0x4d41_534b;
+
+/// The key of the population stage's shuffling and masks, or of distilling's.
+pub fn whole_key(seed: u64, stage: &str) -> [u32; 2] {
+    let domain = format!("myriad 2026 event model {stage}");
+    UserKey(blake3::derive_key(&domain, &[])).random_key(seed)
+}
+
+impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
+    /// Buffers for packs of up to `pack_rows` rows.
+    ///
+    /// # Errors
+    /// When the backend has no memory.
+    pub fn new(
+        net: &'a mut EventNetwork<B>,
+        table: &'a EventTable,
+        pack_rows: usize,
+    ) -> Result<Self> {
+        let size = Self::size(net, pack_rows);
+        let (backend, len) = (net.trunk().backend(), net.places().len());
+        Ok(Self {
+            stepper: EventStepper::new(net, size)?,
+            grads: backend.alloc(len)?,
+            m: backend.alloc(len)?,
+            v: backend.alloc(len)?,
+            update: backend.alloc(1)?,
+            norm: backend.alloc(1)?,
+            packer: Packer::new(false),
+            values: Vec::new(),
+            total: vec![0.0; len],
+            pack_rows: size.rows,
+            net,
+            table,
+        })
+    }
+
+    fn size(net: &EventNetwork<B>, pack_rows: usize) -> StepSize {
+        let rows = pack_rows.max(net.spec().window);
+        StepSize { rows, stored_blocks: net.spec().layers, backward: true }
+    }
+
+    /// Bytes of [`WholeTrainer::new`] and of the shards' gradients on a rank that holds `shards` of them.
+    pub fn bytes(net: &EventNetwork<B>, pack_rows: usize, shards: usize) -> usize {
+        let len = net.places().len() * size_of::<f32>();
+        EventStepper::bytes(net, Self::size(net, pack_rows), 0) + (4 + shards) * len
+    }
+
+    /// Trains from `state` on; the state at the end. However it ends, the model has the state's parameters.
+    ///
+    /// # Errors
+    /// No window, a gradient that is not finite, what the model, a collective or the keeper says.
+    pub fn run(
+        &mut self,
+        (comm, sync): (&dyn Communicator, &dyn GradientSync),
+        task: &WholeTask<'_>,
+        mut state: State,
+        keep: &mut dyn Keep,
+        stop: &AtomicBool,
+    ) -> Result<(End, State)> {
+        let ids = shards_of(comm.rank(), comm.size(), task.num_shards);
+        let n = u32::try_from(task.windows.len()).map_err(|_| Error::TooManySteps)?;
+        if n == 0 {
+            return Err(Error::NoPopulation);
+        }
+        let (batch, epochs) = (task.recipe.batch_size, task.recipe.epochs);
+        let total_steps = steps_per_user(task.windows.len(), batch, epochs)?;
+        let per_epoch = total_steps / epochs.max(1);
+        self.load(&state)?;
+        let mut order = None;
+        while state.step < total_steps {
+            if comm.all_reduce_u64(Reduce::Max, u64::from(stop.load(Ordering::Relaxed)))? > 0 {
+                self.read(&mut state)?;
+                keep.checkpoint(&state)?;
+                return Ok((End::Stopped, state));
+            }
+            let (epoch, at) = (state.step / per_epoch, state.step % per_epoch);
+            if order.as_ref().is_none_or(|(of, _)| *of != epoch) {
+                order = Some((epoch, Order::new(n, batch, epoch, task.key)));
+            }
+            let indices = order.as_ref().map_or(&[][..], |(_, order)| order.batch(at));
+            let (losses, rows) = self.gradients(task, &ids, (indices, epoch))?;
+            let local = LocalShards { ids: &ids, values: &self.values };
+            sync.reduce_shards(comm, local, &mut self.total)?;
+            let loss = sync.reduce_scalars(comm, &ids, &losses)?;
+            let grad_norm = self.update(task, (state.step, total_steps))?;
+            state.step += 1;
+            #[expect(clippy::cast_possible_truncation, reason = "a mean of f32 losses")]
+            let loss = loss as f32;
+            let step = state.step;
+            if !loss.is_finite() || !grad_norm.is_finite() {
+                return Err(Error::PopulationDiverged { step, loss, grad_norm });
+            }
+            let unshared_rows = rows;
+            keep.step(PopulationStep { step, total_steps, loss, grad_norm, rows, unshared_rows });
+            let ended = state.step.is_multiple_of(per_epoch);
+            if ended && self.epoch((comm, sync), task, &mut state, keep)? {
+                break;
+            }
+            if keep.every() > 0 && state.step.is_multiple_of(keep.every()) {
+                self.read(&mut state)?;
+                keep.checkpoint(&state)?;
+            }
+        }
+        self.read(&mut state)?;
+        let params = state.best.as_ref().map_or(&state.params, |best| &best.params);
+        self.net.load(params)?;
+        Ok((End::Complete, state))
+    }
+
+    /// After an epoch: whether enough of them brought no better loss of the validation windows.
+    fn epoch(
+        &mut self,
+        world: (&dyn Communicator, &dyn GradientSync),
+        task: &WholeTask<'_>,
+        state: &mut State,
+        keep: &mut dyn Keep,
+    ) -> Result<bool> {
+        let early = &task.recipe.early_stop;
+        let per_epoch = task.windows.len().div_ceil(task.recipe.batch_size.max(1) as usize);
+        let epoch = state.step / u32::try_from(per_epoch).unwrap_or(u32::MAX).max(1);
+        if !early.enabled || task.validation.is_empty() {
+            keep.epoch(epoch, None);
+            return Ok(false);
+        }
+        let loss = self.mean_loss(world, (task, task.validation))?;
+        keep.epoch(epoch, Some(loss));
+        match &mut state.best {
+            Some(best) if loss >= best.loss || loss.is_nan() => best.epochs_since += 1,
+            best => {
+                let mut params = vec![0.0; self.net.places().len()];
+                self.net.read(&mut params)?;
+                *best = Some(Best { loss, epochs_since: 0, params });
+            }
+        }
+        Ok(state.best.as_ref().is_some_and(|b| b.epochs_since >= early.patience))
+    }
+
+    fn load(&mut self, state: &State) -> Result<()> {
+        self.net.load(&state.params)?;
+        let backend = self.net.trunk().backend();
+        backend.write(&mut self.m, 0, &state.m)?;
+        Ok(backend.write(&mut self.v, 0, &state.v)?)
+    }
+
+    fn read(&self, state: &mut State) -> Result<()> {
+        self.net.read(&mut state.params)?;
+        let backend = self.net.trunk().backend();
+        backend.read(&self.m, 0, &mut state.m)?;
+        Ok(backend.read(&self.v, 0, &mut state.v)?)
+    }
+
+    /// Gradients of this rank's shards, one after another in `self.values`; each shard's share of the batch's loss.
+    fn gradients(
+        &mut self,
+        task: &WholeTask<'_>,
+        ids: &[u32],
+        (batch, epoch): (&[u32], u32),
+    ) -> Result<(Vec<f64>, usize)> {
+        let len = self.net.places().len();
+        self.values.resize(ids.len() * len, 0.0);
+        let masks: Vec<Vec<u32>> = match task.reconstruction {
+            Some(r) => batch.iter().map(|&i| masked(task, i, epoch, r.mask_ratio)).collect(),
+            None => Vec::new(),
+        };
+        let hidden: usize = masks.iter().map(Vec::len).sum();
+        #[expect(clippy::cast_precision_loss, reason = "counts of rows below 2^24")]
+        let (each, each_hidden) = (1.0 / batch.len() as f32, 1.0 / hidden.max(1) as f32);
+        let (mut losses, mut rows) = (vec![0.0f64; ids.len()], 0);
+        for (i, &shard) in ids.iter().enumerate() {
+            self.net.trunk().backend().zero(&mut self.grads, 0, len)?;
+            let own = || (0..batch.len()).skip(shard as usize).step_by(task.num_shards as usize);
+            let windows: Vec<Window<'_>> = own().map(|at| Window::of(task, batch[at])).collect();
+            let of_mean = self.net.spec().history == History::Mean;
+            let pieces: Vec<Piece<'_>> = windows.iter().map(|w| w.piece(of_mean)).collect();
+            rows += self.train(&pieces, (Goal::Intents, each), &mut losses[i])?;
+            if let Some(r) = task.reconstruction {
+                let hidden: Vec<Hidden> =
+                    own().map(|at| Hidden::of(task, batch[at], &masks[at])).collect();
+                let table = self.table;
+                let targets: Vec<Vec<u32>> = hidden.iter().map(|h| h.events(table)).collect();
+                let pieces: Vec<Piece<'_>> =
+                    hidden.iter().zip(&targets).filter_map(|(h, t)| h.piece(t)).collect();
+                #[expect(clippy::cast_possible_truncation, reason = "rounded once to f32")]
+                let weight = each_hidden * r.lambda as f32;
+                rows += self.train(&pieces, (Goal::Events, weight), &mut losses[i])?;
+            }
+            let to = &mut self.values[i * len..(i + 1) * len];
+            self.net.trunk().backend().read(&self.grads, 0, to)?;
+        }
+        Ok((losses, rows))
+    }
+
+    /// Adds the gradient of pieces, pack by pack; rows computed.
+    fn train(
+        &mut self,
+        pieces: &[Piece<'_>],
+        (goal, weight): (Goal, f32),
+        loss: &mut f64,
+    ) -> Result<usize> {
+        let mut rows = 0;
+        for range in chunks(pieces, self.pack_rows, false) {
+            self.pack(&pieces[range], weight);
+            let pack = (self.packer.batch(), self.table);
+            let losses = self.stepper.train_whole(self.net, pack, goal, &mut self.grads)?;
+            *loss += losses.iter().map(|&l| f64::from(l)).sum::<f64>() * f64::from(weight);
+            rows += self.packer.rows();
+        }
+        Ok(rows)
+    }
+
+    fn pack(&mut self, pieces: &[Piece<'_>], weight: f32) {
+        self.packer.clear();
+        let (adapter, layout, first_token) = (None, 0, 0);
+        self.packer.add(&crate::pack::Share { adapter, layout, pieces, weight, first_token });
+    }
+
+    /// Mean cross-entropy of windows, each rank computing its shards'.
+    ///
+    /// # Errors
+    /// What the model or a collective says.
+    pub fn mean_loss(
+        &mut self,
+        (comm, sync): (&dyn Communicator, &dyn GradientSync),
+        (task, windows): (&WholeTask<'_>, &[Example]),
+    ) -> Result<f64> {
+        let ids = shards_of(comm.rank(), comm.size(), task.num_shards);
+        let mut sums = vec![0.0f64; ids.len()];
+        let of_mean = self.net.spec().history == History::Mean;
+        for (sum, &shard) in sums.iter_mut().zip(&ids) {
+            let own = windows.iter().skip(shard as usize).step_by(task.num_shards as usize);
+            let pieces: Vec<Piece<'_>> =
+                own.map(|e| Window { example: e, loss: None }.piece(of_mean)).collect();
+            for range in chunks(&pieces, self.pack_rows, false) {
+                self.pack(&pieces[range], 0.0);
+                let pack = (self.packer.batch(), self.table);
+                let adapted = crate::model::event::Adapted {
+                    adapters: self.net.trunk().bare(),
+                    head_after: &[],
+                };
+                let losses = self.stepper.losses(self.net, pack, adapted)?;
+                *sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+            }
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a count of windows")]
+        let n = windows.len().max(1) as f64;
+        Ok(sync.reduce_scalars(comm, &ids, &sums)? / n)
+    }
+
+    /// AdamW with the summed gradient, then the model made anew; the gradient's norm.
+    fn update(&mut self, task: &WholeTask<'_>, (step, total): (u32, u32)) -> Result<f32> {
+        let len = u32::try_from(self.total.len()).map_err(|_| Error::TooManySteps)?;
+        let update = Update { len, ..super::recipe::update(task.recipe, step, total) };
+        let mut norm = [0.0];
+        let backend = self.net.trunk().backend();
+        backend.write(&mut self.grads, 0, &self.total)?;
+        backend.write(&mut self.update, 0, &[update])?;
+        self.net.adamw(|backend, params| {
+            backend.adamw(AdamW {
+                updates: &self.update,
+                num_updates: 1,
+                params,
+                grads: &mut self.grads,
+                m: &mut self.m,
+                v: &mut self.v,
+                norms: &mut self.norm,
+            })
+        })?;
+        self.net.trunk().backend().read(&self.norm, 0, &mut norm)?;
+        Ok(norm[0])
+    }
+}
+
+/// A window of a task.
+#[derive(Clone, Copy)]
+struct Window<'a> {
+    example: &'a Example,
+    loss: Option<&'a ClassLoss>,
+}
+
+impl<'a> Window<'a> {
+    fn of(task: &WholeTask<'a>, index: u32) -> Self {
+        let index = index as usize;
+        Self { example: &task.windows[index], loss: task.losses.get(index) }
+    }
+
+    fn piece(self, of_mean: bool) -> Piece<'a> {
+        let piece = Piece::supervised(&self.example.tokens, self.example.prompt_len);
+        let first_output = if of_mean { 0 } else { piece.first_output };
+        Piece { first_output, loss: self.loss, ..piece }
+    }
+}
+
+/// A window some of whose events are hidden.
+struct Hidden<'a> {
+    rows: Vec<u32>,
+    only: &'a [u32],
+}
+
+impl<'a> Hidden<'a> {
+    fn of(task: &WholeTask<'_>, index: u32, only: &'a [u32]) -> Self {
+        let example = &task.windows[index as usize];
+        let mut rows = example.tokens[..events(example).end].to_vec();
+        for &row in only {
+            rows[row as usize] |= MASKED;
+        }
+        Self { rows, only }
+    }
+
+    /// The hidden events.
+    fn events(&self, table: &EventTable) -> Vec<u32> {
+        let event = |row: &u32| {
+            let row = table.row(self.rows[*row as usize]).unwrap_or(&[]);
+            row.get(crate::data::events::EVENT).copied().unwrap_or(0)
+        };
+        self.only.iter().map(event).collect()
+    }
+
+    /// The piece, if anything is hidden.
+    fn piece<'b>(&'b self, targets: &'b [u32]) -> Option<Piece<'b>> {
+        let (rows, only) = (self.rows.as_slice(), Some(self.only));
+        (!targets.is_empty()).then_some(Piece { rows, first_output: 0, targets, loss: None, only })
+    }
+}
+
+fn events(example: &Example) -> Range<usize> {
+    0..example.tokens.len().saturating_sub(1)
+}
+
+/// The events of a window that are hidden in an epoch: each by a number of its own, a function of (key, window, epoch,
+/// place) alone.
+fn masked(task: &WholeTask<'_>, index: u32, epoch: u32, ratio: f64) -> Vec<u32> {
+    let end = u32::try_from(events(&task.windows[index as usize]).end).unwrap_or(u32::MAX);
+    (0..end)
+        .filter(|&place| f64::from(uniform_f32(task.key, [index, epoch, place, MASK])) < ratio)
+        .collect()
+}
