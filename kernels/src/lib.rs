@@ -11,10 +11,12 @@
 pub mod activation;
 pub mod attention;
 pub mod backend;
+pub mod classify;
 pub mod cpu;
 pub mod cuda;
 pub mod embedding;
 pub mod error;
+pub mod intent;
 mod lanes;
 pub mod linear;
 pub mod lora;
@@ -41,6 +43,8 @@ pub trait Ops:
     + activation::Activation
     + embedding::Embedding
     + loss::Loss
+    + classify::Classify
+    + intent::Intent
     + optim::Optim
 {
 }
@@ -55,6 +59,8 @@ impl<B> Ops for B where
         + activation::Activation
         + embedding::Embedding
         + loss::Loss
+        + classify::Classify
+        + intent::Intent
         + optim::Optim
 {
 }
