@@ -11,10 +11,12 @@
 pub mod activation;
 pub mod attention;
 pub mod backend;
+pub mod classify;
 pub mod cpu;
 pub mod cuda;
 pub mod embedding;
 pub mod error;
+pub mod intent;
 mod lanes;
 pub mod linear;
 pub mod lora;
@@ -43,6 +45,8 @@ pub trait Ops:
     + embedding::Embedding
     + pool::Pool
     + loss::Loss
+    + classify::Classify
+    + intent::Intent
     + optim::Optim
 {
 }
@@ -58,6 +62,8 @@ impl<B> Ops for B where
         + embedding::Embedding
         + pool::Pool
         + loss::Loss
+        + classify::Classify
+        + intent::Intent
         + optim::Optim
 {
 }
