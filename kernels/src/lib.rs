@@ -11,6 +11,7 @@
 pub mod activation;
 pub mod attention;
 pub mod backend;
+mod columns;
 pub mod cpu;
 pub mod cuda;
 pub mod embedding;
