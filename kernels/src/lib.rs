@@ -12,6 +12,7 @@ pub mod activation;
 pub mod attention;
 pub mod backend;
 pub mod classify;
+mod columns;
 pub mod cpu;
 pub mod cuda;
 pub mod embedding;

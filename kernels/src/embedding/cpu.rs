@@ -1,10 +1,12 @@
-//! Rows copied in parallel.
+//! Rows copied in parallel; gradients of a table in `table.rs`.
 
+use super::table::add_gradient;
 use super::{Embed, Embedding, Gather, Lookup, LookupGradient, Scatter};
 use crate::backend::Mat;
 use crate::cpu::{Cpu, CpuBuf, ROWS_PER_TASK, rows_mut};
 use crate::error::{Error, Result, check_len};
 use crate::linear::Linear;
+use crate::linear::operand::Rows;
 use rayon::prelude::*;
 
 impl Embedding for Cpu {
@@ -94,12 +96,9 @@ impl Embedding for Cpu {
         let LookupGradient { dx, ids, grads, offset, values, dim, rows } = args;
         let ids = Column { ids, rows };
         ids.check_below("lookup_gradient", values)?;
+        let dx = Rows { data: dx.buf, start: dx.start, stride: dx.stride };
         let table = &mut grads[offset..offset + values * dim];
-        for row in 0..rows {
-            let from = &dx.buf[dx.start + row * dx.stride..][..dim];
-            let to = &mut table[ids.at(row) * dim..][..dim];
-            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
-        }
+        add_gradient(dx, (rows, dim), |row| ids.at(row), table);
         Ok(())
     }
 }

@@ -10,7 +10,8 @@
 //! `(s + bias[o]) + residual[o]`; backward, the same chain over the outputs, from `0` or from what `dX`
 //! holds. So `+=` of two backward products equals one product with the weights side by side.
 
-use super::product::{Product, Rows};
+use super::operand::{Left, Right, Rows};
+use super::product::Product;
 use super::tile::PANEL;
 use super::{Backward, Forward, HostStorage, Layout, Linear, Shape, check_prepare};
 use crate::cpu::Cpu;
@@ -185,9 +186,8 @@ impl Linear for Cpu {
         args.check(args.weight.shape)?;
         let [w, _] = args.weight.panels("linear_forward")?;
         let product = Product {
-            x: Rows { data: args.x.buf, start: args.x.start, stride: args.x.stride },
-            w,
-            pitch: d,
+            x: Left::AsIs(Rows { data: args.x.buf, start: args.x.start, stride: args.x.stride }),
+            w: Right::Panels { w, pitch: d },
             rows: args.rows,
             k: d,
             n,
@@ -206,9 +206,8 @@ impl Linear for Cpu {
         args.check(args.weight.shape)?;
         let [_, w] = args.weight.panels("linear_backward")?;
         let product = Product {
-            x: Rows { data: args.dy.buf, start: args.dy.start, stride: args.dy.stride },
-            w,
-            pitch: n,
+            x: Left::AsIs(Rows { data: args.dy.buf, start: args.dy.start, stride: args.dy.stride }),
+            w: Right::Panels { w, pitch: n },
             rows: args.rows,
             k: n,
             n: d,
@@ -264,9 +263,9 @@ impl Outputs<'_> {
         (y, stride): (&mut [f32], usize),
     ) {
         let (k, n) = (self.shape.in_dim, columns.len());
-        let w = &self.forward[columns.start / PANEL * k..];
-        let product =
-            Product { x, w, pitch: k, rows, k, n, accumulate: false, bias: None, residual: None };
+        let (x, w) = (Left::AsIs(x), &self.forward[columns.start / PANEL * k..]);
+        let w = Right::Panels { w, pitch: k };
+        let product = Product { x, w, rows, k, n, accumulate: false, bias: None, residual: None };
         product.run_here(Arch::new(), y, stride);
     }
 
@@ -278,9 +277,8 @@ impl Outputs<'_> {
         (dx, stride): (&mut [f32], usize),
     ) {
         let product = Product {
-            x: dy,
-            w: &self.backward[columns.start..],
-            pitch: self.shape.out_dim,
+            x: Left::AsIs(dy),
+            w: Right::Panels { w: &self.backward[columns.start..], pitch: self.shape.out_dim },
             rows,
             k: columns.len(),
             n: self.shape.in_dim,

@@ -1,10 +1,20 @@
 //! Weights that train, on the host's processors.
+//!
+//! The gradient of a weight is a product like the others, whose left factor is `dY` transposed and whose
+//! `k` are the rows: tasks pack both factors as they go. The value of an element of `dW` is, on every
+//! processor and for any number of threads, the chain `s = fma(dY[t, o], X[t, i], s)` from what `dW` holds
+//! over `t` ascending; of `db` the chain `s = s + dY[t, o]`. Start at the `impl Trainable for Cpu`.
 
 use super::cpu::CpuWeight;
+use super::operand::{Left, Right, Rows, transpose};
+use super::product::Product;
 use super::tile::PANEL;
 use super::{Shape, Trainable, WeightGradient};
+use crate::columns;
 use crate::cpu::{Cpu, CpuBuf};
 use crate::error::{Error, Result, check_len};
+use crate::lanes::{self, Kernel};
+use pulp::{Arch, Simd};
 use rayon::prelude::*;
 
 impl Trainable for Cpu {
@@ -22,18 +32,17 @@ impl Trainable for Cpu {
         let end = offset.saturating_add(n * d);
         check_len("refresh", "src", end, src.len())?;
         let src = &src[offset..end];
-        forward.par_chunks_mut(d.max(1)).enumerate().for_each(|(panel, rows)| {
-            for (i, values) in rows.iter_mut().enumerate() {
-                for (o, value) in (panel * PANEL..n).zip(values) {
-                    *value = src[o * d + i];
-                }
-            }
+        let rows = Rows { data: src, start: 0, stride: d };
+        forward.par_chunks_mut(d.max(1)).enumerate().for_each(|(panel, values)| {
+            let first = panel * PANEL;
+            let from = Rows { start: first * d, ..rows };
+            let size = (PANEL.min(n - first), d);
+            lanes::run(Turned { from, size, dst: values.as_flattened_mut(), dst_stride: PANEL });
         });
-        backward.par_chunks_mut(n.max(1)).enumerate().for_each(|(panel, rows)| {
-            for (o, values) in rows.iter_mut().enumerate() {
-                let from =
-                    &src[o * d + panel * PANEL..(o * d + (panel + 1) * PANEL).min((o + 1) * d)];
-                values[..from.len()].copy_from_slice(from);
+        backward.par_chunks_mut(n.max(1)).enumerate().for_each(|(panel, values)| {
+            let columns = panel * PANEL..d.min((panel + 1) * PANEL);
+            for (o, values) in values.iter_mut().enumerate() {
+                values[..columns.len()].copy_from_slice(rows.row(o, columns.clone()));
             }
         });
         Ok(())
@@ -55,20 +64,42 @@ impl Trainable for Cpu {
         args.check()?;
         let WeightGradient { shape: Shape { in_dim: d, out_dim: n }, x, dy, rows, grads, .. } =
             args;
-        let dw = &mut grads[args.weight_offset..][..n * d];
-        dw.par_chunks_mut(d.max(1)).enumerate().for_each(|(o, dw)| {
-            for row in 0..rows {
-                let x = &x.buf[x.start + row * x.stride..][..d];
-                let dy = dy.buf[dy.start + row * dy.stride + o];
-                dw.iter_mut().zip(x).for_each(|(dw, x)| *dw = dy.mul_add(*x, *dw));
-            }
-        });
+        if rows == 0 {
+            return Ok(());
+        }
+        let dy = Rows { data: dy.buf, start: dy.start, stride: dy.stride };
+        let product = Product {
+            x: Left::Transposed(dy),
+            w: Right::Rows(Rows { data: x.buf, start: x.start, stride: x.stride }),
+            rows: n,
+            k: rows,
+            n: d,
+            accumulate: true,
+            bias: None,
+            residual: None,
+        };
+        product.run(Arch::new(), &mut grads[args.weight_offset..], d);
         if let Some(at) = args.bias_offset {
-            for row in 0..rows {
-                let dy = &dy.buf[dy.start + row * dy.stride..][..n];
-                grads[at..][..n].iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
-            }
+            columns::add(dy, None, rows, &mut grads[at..at + n]);
         }
         Ok(())
+    }
+}
+
+/// [`transpose`] with the best instructions.
+struct Turned<'a> {
+    from: Rows<'a>,
+    size: (usize, usize),
+    dst: &'a mut [f32],
+    dst_stride: usize,
+}
+
+impl Kernel for Turned<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        if self.size.1 > 0 {
+            transpose(self.from, self.size, self.dst, self.dst_stride);
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 pub mod cpu;
 mod gradient;
+pub(crate) mod operand;
 pub mod peak;
 pub(crate) mod product;
 pub(crate) mod tile;

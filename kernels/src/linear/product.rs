@@ -1,9 +1,10 @@
-//! Blocking of a frozen product: which tile is computed when, and by whom.
+//! Blocking of a product: which tile is computed when, and by whom.
 //!
-//! Owns the walk over row blocks, column groups and blocks of `k`, the packing of `X`, and the split
+//! Owns the walk over row blocks, column groups and blocks of `k`, and the split
 //! into tasks. None of these can change a bit: a tile's accumulators rest as `f32` between blocks of
 //! `k`, so each element stays the one chain of `tile.rs` however it is cut. Start at [`Product::run`].
 
+use super::operand::{Left, PackedPanel, Right, Rows};
 use super::tile::{Accumulators, BLOCK_K, MAX_ROWS, PACKED_K, PANEL, multiply, tile_rows};
 use pulp::{Arch, Simd, WithSimd};
 use std::cell::RefCell;
@@ -14,33 +15,17 @@ use rayon::prelude::*;
 /// Rows of a task: its block of `X` stays in the second-level cache.
 const BLOCK_ROWS: usize = 144;
 
+/// Fewest rows of a task that packs its panels itself: what packing costs is shared by so many.
+const PACKING_ROWS: usize = 48;
+
 /// Multiply-adds below which another task costs more than it brings.
 const TASK_WORK: usize = 1 << 20;
 
-/// Rows in a slice: row `i` begins at `start + i * stride`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Rows<'a> {
-    pub(crate) data: &'a [f32],
-    pub(crate) start: usize,
-    pub(crate) stride: usize,
-}
-
-impl<'a> Rows<'a> {
-    /// Columns `columns` of row `i`.
-    fn row(&self, i: usize, columns: Range<usize>) -> &'a [f32] {
-        let start = self.start + i * self.stride;
-        &self.data[start + columns.start..start + columns.end]
-    }
-}
-
-/// One product `Y [rows, n] = X [rows, k]·W [k, n]`, with `W` in panels.
+/// One product `Y [rows, n] = X [rows, k]·W [k, n]`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Product<'a> {
-    pub(crate) x: Rows<'a>,
-    /// `n.div_ceil(PANEL)` panels of `k` rows of [`PANEL`] columns.
-    pub(crate) w: &'a [[f32; PANEL]],
-    /// Rows of `w` from one panel to the next; more than `k` where only some rows are taken.
-    pub(crate) pitch: usize,
+    pub(crate) x: Left<'a>,
+    pub(crate) w: Right<'a>,
     pub(crate) rows: usize,
     pub(crate) k: usize,
     pub(crate) n: usize,
@@ -78,7 +63,7 @@ impl Product<'_> {
             return;
         }
         let y = &mut y[..(self.rows - 1) * stride + self.n];
-        let blocks = self.rows.div_ceil(BLOCK_ROWS);
+        let blocks = self.rows.div_ceil(BLOCK_ROWS).max(self.wanted_blocks());
         let block = self.rows.div_ceil(blocks);
         // Columns are cut only as far as rows alone leave threads idle.
         let wanted = (2 * rayon::current_num_threads()).div_ceil(blocks);
@@ -98,6 +83,18 @@ impl Product<'_> {
             go((0, y));
         } else {
             y.par_chunks_mut(block * stride).enumerate().for_each(go);
+        }
+    }
+
+    /// Blocks of rows that keep all threads busy, where packing makes a cut of the columns dear: each
+    /// piece of the columns would pack the same transposed rows again.
+    fn wanted_blocks(&self) -> usize {
+        match self.x {
+            Left::AsIs(_) => 1,
+            Left::Transposed(_) if rayon::current_num_threads() == 1 => 1,
+            Left::Transposed(_) => {
+                (2 * rayon::current_num_threads()).min(self.rows / PACKING_ROWS).max(1)
+            }
         }
     }
 
@@ -140,6 +137,8 @@ impl Product<'_> {
 thread_local! {
     /// A task's packed block of `X`; grows once.
     static PACKED: RefCell<Vec<[f32; PACKED_K]>> = const { RefCell::new(Vec::new()) };
+    /// A task's panel of `W`, where `W` is not in panels.
+    static PANELS: RefCell<Vec<PackedPanel>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Some rows by some panels, computed by one thread.
@@ -164,8 +163,11 @@ impl WithSimd for Task<'_, '_> {
             }
             for b in 0..num_blocks {
                 let ks = (b * block_k).min(k)..((b + 1) * block_k).min(k);
-                self.pack(ks.clone(), packed);
-                self.block(simd, ks, b + 1 == num_blocks, packed);
+                let rows = self.first_row..self.first_row + self.y.len;
+                self.product.x.pack(rows, ks.clone(), packed);
+                PANELS.with_borrow_mut(|panels| {
+                    self.block(simd, ks, b + 1 == num_blocks, (packed, panels));
+                });
             }
         });
     }
@@ -179,14 +181,6 @@ impl Task<'_, '_> {
         (0..count).map(move |i| (i * len / count, (i + 1) * len / count - i * len / count))
     }
 
-    /// Copies columns `ks` of the task's rows of `X`.
-    #[inline(always)]
-    fn pack(&self, ks: Range<usize>, packed: &mut [[f32; PACKED_K]]) {
-        for (r, packed) in packed.iter_mut().enumerate().take(self.y.len) {
-            packed[..ks.len()].copy_from_slice(self.product.x.row(self.first_row + r, ks.clone()));
-        }
-    }
-
     /// Every tile of one block of `k`.
     #[inline(always)]
     fn block<S: Simd>(
@@ -194,15 +188,15 @@ impl Task<'_, '_> {
         simd: S,
         ks: Range<usize>,
         last: bool,
-        packed: &[[f32; PACKED_K]],
+        (packed, panels): (&[[f32; PACKED_K]], &mut Vec<PackedPanel>),
     ) {
         let p = self.product;
         let fresh = ks.start == 0 && !p.accumulate;
         let mut acc: Accumulators = [[0.0; PANEL]; MAX_ROWS];
         for panel in self.panels.clone() {
-            let w = &p.w[panel * p.pitch + ks.start..panel * p.pitch + ks.end];
             let column = (panel - self.panels.start) * PANEL;
             let width = PANEL.min(p.n - panel * PANEL);
+            let w = p.w.panel((panel, width), ks.clone(), panels);
             for (first, rows) in self.tiles::<S>() {
                 if !fresh {
                     for (acc, y) in acc.iter_mut().zip(&self.y.rows[first..first + rows]) {
@@ -270,13 +264,23 @@ mod tests {
                     .map(|i| std::array::from_fn(|j| value(7 * i + j)))
                     .collect();
                 let bias: Vec<f32> = (0..n).map(value).collect();
-                let rows_of_x = Rows { data: &x, start: 0, stride: k };
                 let residual: Vec<f32> = (0..rows * n).map(value).collect();
-                for accumulate in [false, true] {
+                // The same factors as other operations hold them.
+                let turned: Vec<f32> = (0..k * rows).map(|i| x[i % rows * k + i / rows]).collect();
+                let plain: Vec<f32> =
+                    (0..k * n).map(|i| w[i % n / PANEL * k + i / n][i % n % PANEL]).collect();
+                let rows_of = |data, stride| Rows { data, start: 0, stride };
+                let factors = [
+                    (Left::AsIs(rows_of(&x, k)), Right::Panels { w: &w, pitch: k }),
+                    (Left::Transposed(rows_of(&turned, rows)), Right::Rows(rows_of(&plain, n))),
+                ];
+                let mut first: [Option<Vec<u32>>; 2] = [None, None];
+                for (accumulate, (x, w)) in
+                    [false, true].into_iter().flat_map(|a| factors.map(|f| (a, f)))
+                {
                     let product = Product {
-                        x: rows_of_x,
-                        w: &w,
-                        pitch: k,
+                        x,
+                        w,
                         rows,
                         k,
                         n,
@@ -284,7 +288,7 @@ mod tests {
                         bias: Some(&bias),
                         residual: Some(Rows { data: &residual, start: 0, stride: n }),
                     };
-                    let mut first: Option<Vec<u32>> = None;
+                    let first = &mut first[usize::from(accumulate)];
                     for arch in archs() {
                         let mut y: Vec<f32> = (0..rows * n).map(|i| value(i + 3)).collect();
                         product.run(arch, &mut y, n);
@@ -305,9 +309,8 @@ mod tests {
         let w: Vec<[f32; PANEL]> =
             (0..2 * k).map(|i| std::array::from_fn(|j| value(9 * i + j))).collect();
         let product = Product {
-            x: Rows { data: &x, start: 0, stride: k },
-            w: &w,
-            pitch: k,
+            x: Left::AsIs(Rows { data: &x, start: 0, stride: k }),
+            w: Right::Panels { w: &w, pitch: k },
             rows,
             k,
             n,

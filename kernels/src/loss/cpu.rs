@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::lanes::{self, Kernel, LANES, load, load_tail, store};
 use crate::linear::Linear;
 use crate::linear::cpu::Outputs;
-use crate::linear::product::Rows;
+use crate::linear::operand::Rows;
 use crate::math::exp;
 use pulp::Simd;
 use rayon::prelude::*;

@@ -1,11 +1,15 @@
-//! Rows in parallel; the sums of a row in the order of [`crate::lanes::fold`].
+//! Rows in parallel, columns for the gradients of the parameters; the sums of a row in the order of
+//! [`crate::lanes::fold`].
 
 use super::{Backward, Forward, Norm, ParamGradient};
+use crate::columns::{self, Normalised};
 use crate::cpu::{Cpu, ROWS_PER_TASK, rows_mut};
 use crate::error::Result;
 use crate::lanes::{self, Kernel, dot, fold};
+use crate::linear::operand::Rows;
 use pulp::Simd;
 use rayon::prelude::*;
+use std::cell::Cell;
 
 impl Norm for Cpu {
     fn norm_forward(&self, args: Forward<'_, Self>) -> Result<()> {
@@ -49,33 +53,47 @@ impl Norm for Cpu {
     fn norm_param_gradient(&self, args: ParamGradient<'_, Self>) -> Result<()> {
         args.check()?;
         let ParamGradient { centred, eps, x, dy, rows, dim, grads, .. } = args;
-        for row in 0..rows {
-            let x = &x.buf[x.start + row * x.stride..][..dim];
-            let dy = &dy.buf[dy.start + row * dy.stride..][..dim];
-            let (mean, scale) = lanes::run(Statistics { x, centred, eps });
-            let dw = &mut grads[args.weight_offset..][..dim];
-            for ((dw, x), dy) in dw.iter_mut().zip(x).zip(dy) {
-                *dw = ((x - mean) * scale).mul_add(*dy, *dw);
-            }
-            if let Some(at) = args.bias_offset {
-                grads[at..][..dim].iter_mut().zip(dy).for_each(|(db, dy)| *db += dy);
-            }
+        let x = Rows { data: x.buf, start: x.start, stride: x.stride };
+        let dy = Rows { data: dy.buf, start: dy.start, stride: dy.stride };
+        let mut statistics = STATISTICS.take();
+        statistics.clear();
+        statistics.resize(rows, [0.0; 2]);
+        statistics.par_chunks_mut(ROWS_PER_TASK).enumerate().for_each(|(task, statistics)| {
+            let first = task * ROWS_PER_TASK;
+            lanes::run(StatisticsOf { x, first, dim, centred, eps, statistics });
+        });
+        let times = Some(Normalised { x, statistics: &statistics });
+        columns::add(dy, times, rows, &mut grads[args.weight_offset..][..dim]);
+        if let Some(at) = args.bias_offset {
+            columns::add(dy, None, rows, &mut grads[at..at + dim]);
         }
+        STATISTICS.set(statistics);
         Ok(())
     }
 }
 
-struct Statistics<'a> {
-    x: &'a [f32],
-    centred: bool,
-    eps: f32,
+thread_local! {
+    /// Mean and scale of each row, taken out while a gradient runs; grows once.
+    static STATISTICS: Cell<Vec<[f32; 2]>> = const { Cell::new(Vec::new()) };
 }
 
-impl Kernel for Statistics<'_> {
-    type Output = (f32, f32);
+/// The statistics of some rows, from row `first` on.
+struct StatisticsOf<'a> {
+    x: Rows<'a>,
+    first: usize,
+    dim: usize,
+    centred: bool,
+    eps: f32,
+    statistics: &'a mut [[f32; 2]],
+}
+
+impl Kernel for StatisticsOf<'_> {
+    type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, simd: S) -> (f32, f32) {
-        statistics(simd, self.x, self.centred, self.eps)
+    fn run<S: Simd>(self, simd: S) {
+        for (row, to) in (self.first..).zip(self.statistics) {
+            *to = statistics(simd, self.x.row(row, 0..self.dim), self.centred, self.eps).into();
+        }
     }
 }
 

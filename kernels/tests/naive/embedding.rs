@@ -2,7 +2,7 @@
 
 use super::Naive;
 use kernels::backend::Buffer;
-use kernels::embedding::{Embed, Embedding, Gather, Scatter};
+use kernels::embedding::{Embed, Embedding, Gather, Lookup, LookupGradient, Scatter};
 use kernels::error::{Error, Result, check_len};
 use kernels::linear::Linear;
 
@@ -54,6 +54,37 @@ impl Embedding for Naive {
             for c in 0..a.dim {
                 let x = a.x.buf.at(a.x.start + row * a.x.stride + c);
                 a.y.buf.put(to + c, if a.accumulate { a.y.buf.at(to + c) + x } else { x });
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, a: Lookup<'_, Self>) -> Result<()> {
+        a.check()?;
+        let id = |row| a.ids.buf.get(a.ids.start + row * a.ids.stride) as usize;
+        if let Some(row) = (0..a.rows).find(|&row| id(row) >= a.values) {
+            return outside("lookup", row);
+        }
+        for row in 0..a.rows {
+            for c in 0..a.dim {
+                let (e, to) =
+                    (a.params.at(a.offset + id(row) * a.dim + c), a.x.start + row * a.x.stride + c);
+                a.x.buf.put(to, if a.accumulate { a.x.buf.at(to) + e } else { e });
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup_gradient(&self, a: LookupGradient<'_, Self>) -> Result<()> {
+        a.check()?;
+        let id = |row| a.ids.buf.get(a.ids.start + row * a.ids.stride) as usize;
+        if let Some(row) = (0..a.rows).find(|&row| id(row) >= a.values) {
+            return outside("lookup_gradient", row);
+        }
+        for row in 0..a.rows {
+            for c in 0..a.dim {
+                let dx = a.dx.buf.at(a.dx.start + row * a.dx.stride + c);
+                a.grads.add(a.offset + id(row) * a.dim + c, dx);
             }
         }
         Ok(())

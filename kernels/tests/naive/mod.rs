@@ -20,6 +20,7 @@ mod lora;
 mod loss;
 mod norm;
 mod optim;
+mod pool;
 mod rope;
 
 use kernels::backend::{Backend, Buffer, Element};
