@@ -8,6 +8,7 @@ mod document;
 mod error;
 mod identity;
 mod keys;
+pub mod pituning;
 mod recipe;
 mod resolve;
 mod resolved;
