@@ -119,11 +119,24 @@ impl<'a, B: Ops + Backend<Act = f32>> Events<'a, B> {
         })
     }
 
-    /// Probabilities `[windows, intents]` of a pack.
-    ///
-    /// # Errors
-    /// When the pack is inconsistent.
-    pub fn probabilities(
+    /// Intents there are.
+    pub fn intents(&self) -> usize {
+        self.net.spec().intents
+    }
+
+    /// Logits `[windows, intents]` of a checked pack.
+    pub(super) fn logits(
+        &mut self,
+        batch: &Batch,
+        (lists, params): (&SiteLists, &B::Buf<f32>),
+    ) -> Result<&[f32]> {
+        let adapters = Adapters { layouts: lists.layouts(), params };
+        let adapted = Adapted { adapters, head_after: &self.head_after };
+        Ok(self.stepper.logits(self.net, (batch, self.table), adapted)?)
+    }
+
+    /// Probabilities `[windows, intents]` of a checked pack.
+    pub(super) fn probabilities(
         &mut self,
         batch: &Batch,
         (lists, params): (&SiteLists, &B::Buf<f32>),
@@ -178,7 +191,7 @@ pub struct Engine<'a, B: Ops, M = Language<'a, B>> {
     pub lists: &'a SiteLists,
     /// Slots and offsets.
     pub slabs: Slabs,
-    buffers: SlabBuffers<B>,
+    pub(super) buffers: SlabBuffers<B>,
     image: Vec<f32>,
 }
 
@@ -336,7 +349,7 @@ impl<'a, B: Ops, M: Model<B>> Engine<'a, B, M> {
         self.model.losses(packer.batch(), (self.lists, &self.buffers.params))
     }
 
-    fn check(&self, packer: &Packer) -> Result<()> {
+    pub(super) fn check(&self, packer: &Packer) -> Result<()> {
         let (batch, slab) = (packer.batch(), self.slabs.slab_len());
         batch.check(self.model.vocab(), self.model.trunk().max_positions())?;
         for lane in [&batch.full, &batch.outputs] {

@@ -4,12 +4,14 @@
 //! [`predict`] answers queries; [`whole`] trains every parameter of an event model. [`engine`] holds the device side, [`trainee`] one user's way.
 
 pub mod engine;
+pub mod foresee;
 pub mod individual;
 pub mod population;
 pub mod predict;
 pub mod recipe;
 pub mod sample;
 pub mod trainee;
+pub mod tune;
 pub mod whole;
 
 use crate::ids::UserId;
