@@ -1,5 +1,6 @@
 //! What can be wrong with data, by name, with the place.
 
+use super::events::{BadEvent, EventsError};
 use super::lamp::{LampTask, NoMarker};
 use crate::ids::UserId;
 use std::fmt;
@@ -76,6 +77,9 @@ pub enum DataError {
     /// A selection parameter makes no sense.
     #[error("selection: {0}")]
     Selection(&'static str),
+    /// An option of an event log makes no sense, or nothing is left of the log.
+    #[error("events: {0}")]
+    Events(#[from] EventsError),
 }
 
 impl DataError {
@@ -300,6 +304,9 @@ pub enum What {
         /// What the file says.
         found: String,
     },
+    /// A row of an event log that is none.
+    #[error(transparent)]
+    Event(#[from] BadEvent),
     /// Ids of questions (or users) and of the file with their texts differ.
     #[error("ids do not match: {}", sides.iter().filter(|s| s.count > 0).map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Unmatched {
@@ -346,7 +353,7 @@ impl fmt::Display for Unmatched {
 }
 
 /// Data in a message: in quotes, control characters escaped, cut at 80 characters.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     let mut cut: String = text.chars().take(80).collect();
     if cut.len() < text.len() {
         cut.push('…');

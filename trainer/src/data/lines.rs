@@ -15,7 +15,7 @@ pub(crate) enum Line {
 /// Reads lines into one reused buffer; never holds more than `limit_bytes` of a line.
 pub(crate) struct Lines<R> {
     input: R,
-    limit_bytes: usize,
+    pub(crate) limit_bytes: usize,
     /// The line last read.
     pub(crate) buffer: Vec<u8>,
     /// Its number, from 1; 0 before the first.

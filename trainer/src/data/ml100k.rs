@@ -58,7 +58,8 @@ pub fn read(path: &Path, selection: &Ml100k) -> Result<Chosen, DataError> {
     select(by_user, &films, selection)
 }
 
-fn find(path: &Path) -> Result<PathBuf, DataError> {
+/// The folder with both tables, here or below.
+pub(super) fn find(path: &Path) -> Result<PathBuf, DataError> {
     let below = ["", "ml-100k", "dataset_example/ml-100k", "recbole/dataset_example/ml-100k"];
     let tried: Vec<PathBuf> = below.iter().map(|sub| path.join(sub)).collect();
     let whole = |folder: &&PathBuf| {

@@ -57,7 +57,7 @@ fn clock(text: &str) -> Option<i64> {
 
 /// Days from 1970-01-01 to a day of the Gregorian calendar (Hinnant, "chrono-compatible low-level
 /// date algorithms"): years are counted from March, so that the leap day is a year's last.
-fn day(year: i64, month: i64, of_month: i64) -> i64 {
+pub(in crate::data) fn day(year: i64, month: i64, of_month: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let era = year.div_euclid(400);
     let of_era = year.rem_euclid(400);

@@ -21,6 +21,7 @@ pub use payload::{NoMarker, Payload};
 pub use task::{LampTask, TaskError};
 pub use write::{LampFiles, OppuFiles, QuestionIds, WriteError, Written, write_lamp, write_oppu};
 
+pub(super) use date::day as day_number;
 pub(super) use join::Join;
 pub(super) use oppu::{Files as UserFiles, index as index_oppu};
 pub(super) use questions::{Files as QuestionFiles, index as index_questions};
