@@ -3,6 +3,7 @@
 //! Owns the types that every source of events gives ([`EventData`]) and every model, baseline and statistic takes.
 //! Knows nothing of models. Start reading at [`EventData`].
 
+pub mod generator;
 mod log;
 
 pub use log::{
