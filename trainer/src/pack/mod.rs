@@ -39,6 +39,12 @@ pub struct ClassLoss {
 }
 
 impl ClassLoss {
+    /// A loss with the teacher's logits, which are kept if it needs them.
+    pub fn new(row: Row, teacher: &[f32]) -> Self {
+        let teacher = if row.needs_teacher() { teacher.to_vec() } else { Vec::new() };
+        Self { row, teacher }
+    }
+
     /// Cross-entropy of the label.
     pub fn plain() -> Self {
         Self { row: Row::hard(0, 1.0), teacher: Vec::new() }

@@ -1,6 +1,6 @@
 //! The next intents of many people's windows, each person with the own adapter, in packed batches.
 
-use super::engine::{Engine, Events, Model};
+use super::engine::{Engine, Events};
 use super::{Error, Result};
 use crate::ids::{Slot, UserId};
 use crate::lora::AdapterSpec;
@@ -35,7 +35,16 @@ struct Asked {
     windows: std::ops::Range<usize>,
 }
 
-/// Probabilities of all intents, window by window in the order asked: `answer(asker, window, probabilities)`.
+/// What is wanted of every intent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// Logits, for a student to learn from.
+    Logits,
+    /// Probabilities.
+    Probabilities,
+}
+
+/// Numbers of all intents, window by window in the order asked: `answer(asker, window, numbers)`.
 ///
 /// Bits of an answer do not depend on who else asks.
 ///
@@ -44,7 +53,7 @@ struct Asked {
 pub fn run<B: Ops + Backend<Act = f32>>(
     engine: &mut Engine<'_, B, Events<'_, B>>,
     askers: &[Asker],
-    of_mean: bool,
+    (form, of_mean): (Form, bool),
     answer: &mut dyn FnMut(usize, usize, &[f32]),
 ) -> Result<()> {
     let mut packer = Packer::new(false);
@@ -60,12 +69,12 @@ pub fn run<B: Ops + Backend<Act = f32>>(
                     let (user, rows, room) = (asker.user.clone(), window, engine.rows());
                     return Err(Error::ChunkTooLong { user, rows, room });
                 }
-                flush(engine, (&mut packer, &mut pending, &mut slots), answer)?;
+                flush(engine, (&mut packer, &mut pending, &mut slots), form, answer)?;
                 slot = None;
             }
             if let Some(own) = asker.own.as_ref().filter(|_| slot.is_none()) {
                 if engine.slabs.num_free() == 0 {
-                    flush(engine, (&mut packer, &mut pending, &mut slots), answer)?;
+                    flush(engine, (&mut packer, &mut pending, &mut slots), form, answer)?;
                 }
                 let taken = engine.slabs.take().ok_or(Error::NoSlot)?;
                 slots.push(taken);
@@ -78,7 +87,7 @@ pub fn run<B: Ops + Backend<Act = f32>>(
             next = end;
         }
     }
-    flush(engine, (&mut packer, &mut pending, &mut slots), answer)
+    flush(engine, (&mut packer, &mut pending, &mut slots), form, answer)
 }
 
 /// The end of the windows from `start` on that fit in `room` rows.
@@ -118,12 +127,16 @@ fn add<B: Ops + Backend<Act = f32>>(
 fn flush<B: Ops + Backend<Act = f32>>(
     engine: &mut Engine<'_, B, Events<'_, B>>,
     (packer, pending, slots): (&mut Packer, &mut Vec<Asked>, &mut Vec<Slot>),
+    form: Form,
     answer: &mut dyn FnMut(usize, usize, &[f32]),
 ) -> Result<()> {
     if !pending.is_empty() {
         let classes = engine.model.intents();
-        let probabilities = engine.probabilities(packer)?;
-        let mut rows = probabilities.chunks_exact(classes);
+        let numbers = match form {
+            Form::Logits => engine.logits(packer)?,
+            Form::Probabilities => engine.probabilities(packer)?,
+        };
+        let mut rows = numbers.chunks_exact(classes);
         for asked in pending.drain(..) {
             for window in asked.windows {
                 if let Some(row) = rows.next() {

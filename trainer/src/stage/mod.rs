@@ -6,6 +6,7 @@
 pub mod engine;
 pub mod foresee;
 pub mod individual;
+pub mod lesson;
 pub mod population;
 pub mod predict;
 pub mod recipe;
@@ -13,6 +14,7 @@ pub mod sample;
 pub mod trainee;
 pub mod tune;
 pub mod whole;
+pub mod windows;
 
 use crate::ids::UserId;
 

@@ -1,7 +1,7 @@
 //! Event logs: what people did and when, as rows of small numbers, and the windows a model learns from.
 //!
 //! Owns the types that every source of events gives ([`EventData`]) and every model, baseline and statistic takes, and
-//! the way there from files: [`read`] goes from rows of text (`rows.rs`) to sorted, cleaned names ([`RawLog`]) to
+//! the way there from files, or from nothing ([`generator`]): [`read`] goes from rows of text (`rows.rs`) to sorted, cleaned names ([`RawLog`]) to
 //! numbers (`encode.rs`). Knows nothing of models. Start reading at [`EventData`], then [`Format`] and [`Split`].
 //!
 //! What is decided where data are unclear:
@@ -19,6 +19,7 @@ mod csv_rows;
 mod encode;
 mod error;
 mod format;
+pub mod generator;
 mod genre;
 mod json_row;
 mod log;

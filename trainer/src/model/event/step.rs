@@ -95,7 +95,7 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
             scores: floats(linear)?,
             score_gradient: floats(linear)?,
             logits: floats(classes(spec))?,
-            logit_gradient: floats(if size.backward { classes(spec) } else { 0 })?,
+            logit_gradient: floats(classes(spec))?,
             teacher: floats(spec.intents)?,
             table: backend.alloc(t)?,
             losses: floats(1)?,
