@@ -16,6 +16,7 @@ use crate::model::event::{EventNetwork, EventStepper, EventTable, Goal, History,
 use crate::optim::{Order, steps_per_user};
 use crate::pack::{ClassLoss, Packer, Piece, chunks};
 use crate::prompt::Example;
+pub use crate::store::{Best, State};
 use kernels::optim::{AdamW, Update};
 use kernels::random::uniform_f32;
 use kernels::{Backend, Ops};
@@ -48,45 +49,6 @@ pub struct WholeTask<'a> {
     pub key: [u32; 2],
     /// Virtual shards.
     pub num_shards: u32,
-}
-
-/// All that training continues from.
-#[derive(Debug, Clone, PartialEq)]
-pub struct State {
-    /// Steps finished.
-    pub step: u32,
-    /// Parameters.
-    pub params: Vec<f32>,
-    /// First moments.
-    pub m: Vec<f32>,
-    /// Second moments.
-    pub v: Vec<f32>,
-    /// The best epoch so far.
-    pub best: Option<Best>,
-}
-
-/// An epoch's model, chosen by the validation windows.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Best {
-    /// Mean loss of the validation windows.
-    pub loss: f64,
-    /// Epochs after it.
-    pub epochs_since: u32,
-    /// Parameters.
-    pub params: Vec<f32>,
-}
-
-impl State {
-    /// Before the first step.
-    pub fn new(params: Vec<f32>) -> Self {
-        let zeros = vec![0.0; params.len()];
-        Self { step: 0, params, m: zeros.clone(), v: zeros, best: None }
-    }
-
-    /// The parameters to go on with: the best epoch's, if one was chosen.
-    pub fn into_params(self) -> Vec<f32> {
-        self.best.map_or(self.params, |best| best.params)
-    }
 }
 
 /// What the stage tells while it runs.

@@ -2,16 +2,11 @@
 //! of (user, base, config), and read back only if it is exactly what would be written.
 
 use super::error::{Error, Result};
+use super::tensors::{Header, MAX_HEADER, Tensor, parse};
 use crate::ids::UserKey;
 use crate::lora::{AdapterSpec, Half, SiteList, SiteSpec, WholeTensor};
-use safetensors::{Dtype, SafeTensors};
-use serde::de::{IgnoredAny, MapAccess, Visitor};
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{self, Write as _};
+use std::collections::BTreeMap;
 use std::path::Path;
-
-/// Longest header of an adapter file we write or read; 80 layers of 7 sites take 160 KB.
-pub(crate) const MAX_HEADER: usize = 1 << 20;
 
 /// Where the metadata say which base an adapter belongs to.
 pub(crate) const BASE_KEY: &str = "myriad.base";
@@ -99,44 +94,19 @@ impl AdapterRef<'_> {
     pub fn encode(&self, key: &UserKey) -> Result<Vec<u8>> {
         self.check()?;
         let r = self.spec.lora_rank as usize;
-        let mut header = String::from("{\"__metadata__\":{");
-        for (i, (name, value)) in self.metadata(key).iter().enumerate() {
-            let comma = if i == 0 { "" } else { "," };
-            let _ = write!(header, "{comma}{}:{}", quoted(name), quoted(value));
-        }
-        header.push('}');
-        let mut tensor = |name: &str, shape: &str, range: std::ops::Range<usize>| {
-            let (name, begin, end) = (quoted(name), 4 * range.start, 4 * range.end);
-            // Writing to a String cannot fail.
-            let _ = write!(
-                header,
-                ",{name}:{{\"dtype\":\"F32\",\"shape\":[{shape}],\"data_offsets\":[{begin},{end}]}}"
-            );
-        };
+        let mut header = Header::new(&self.metadata(key));
         for (site, half, range) in self.sites.tensors(r) {
-            let [rows, columns] = site.shape(half, r);
-            tensor(&site.peft_key(half), &format!("{rows},{columns}"), range);
+            header.add(&site.peft_key(half), &site.shape(half, r), range);
         }
         for (whole, range) in self.sites.whole_ranges(r) {
-            let dims: Vec<String> = whole.dims.iter().map(usize::to_string).collect();
-            tensor(&whole.key(), &dims.join(","), range);
+            header.add(&whole.key(), &whole.dims, range);
         }
-        header.push('}');
-        // The data must begin at a multiple of 8.
-        while header.len() % 8 != 0 {
-            header.push(' ');
-        }
-        if header.len() > MAX_HEADER {
-            let (what, got) = ("an adapter's header", header.len());
+        let out = header.with(self.params);
+        if out.header > MAX_HEADER {
+            let (what, got) = ("an adapter's header", out.header);
             return Err(Error::TooLong { what, got, max: MAX_HEADER });
         }
-        let mut out = Vec::with_capacity(8 + header.len() + 4 * self.params.len());
-        out.extend_from_slice(&(header.len() as u64).to_le_bytes());
-        out.extend_from_slice(header.as_bytes());
-        for value in self.params {
-            out.extend_from_slice(&value.to_le_bytes());
-        }
-        Ok(out)
+        Ok(out.bytes)
     }
 
     fn metadata(&self, key: &UserKey) -> Vec<(&'static str, String)> {
@@ -205,48 +175,6 @@ impl Adapter {
     }
 }
 
-/// A safetensors file within our bounds.
-#[derive(Debug)]
-pub(crate) struct File<'a> {
-    /// Its metadata.
-    pub(crate) metadata: BTreeMap<String, String>,
-    /// Name, dtype, shape, bytes of each tensor, by name.
-    pub(crate) tensors: BTreeMap<String, Tensor<'a>>,
-}
-
-/// A tensor of such a file.
-#[derive(Debug)]
-pub(crate) struct Tensor<'a> {
-    pub(crate) dtype: Dtype,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) data: &'a [u8],
-}
-
-/// Reads a safetensors file: header at most 1 MiB, no name twice, tensors tiling the data exactly.
-///
-/// # Errors
-/// [`Error::Refused`] naming `path`.
-pub(crate) fn parse<'a>(bytes: &'a [u8], path: &Path) -> Result<File<'a>> {
-    let refused = |what: String| Error::Refused { path: path.to_owned(), what };
-    let header = bytes.first_chunk().map(|b| u64::from_le_bytes(*b));
-    let header = header.and_then(|n| usize::try_from(n).ok()).filter(|n| *n <= MAX_HEADER);
-    let header =
-        header.ok_or_else(|| refused("its header is missing or above 1 MiB".to_owned()))?;
-    let json =
-        bytes.get(8..8 + header).ok_or_else(|| refused("its header is cut off".to_owned()))?;
-    let unique: std::result::Result<UniqueKeys, _> = serde_json::from_slice(json);
-    unique.map_err(|e| refused(format!("its header is malformed: {e}")))?;
-    let (_, meta) = SafeTensors::read_metadata(bytes).map_err(|e| refused(e.to_string()))?;
-    let file = SafeTensors::deserialize(bytes).map_err(|e| refused(e.to_string()))?;
-    let tensors = file.iter().map(|(name, view)| {
-        let (dtype, shape) = (view.dtype(), view.shape().to_vec());
-        (name.to_owned(), Tensor { dtype, shape, data: view.data() })
-    });
-    let metadata = meta.metadata().iter().flatten();
-    let metadata = metadata.map(|(k, v)| (k.clone(), v.clone())).collect();
-    Ok(File { metadata, tensors: tensors.collect() })
-}
-
 /// The rank and sites of which the tensors are the matrices; shapes are only used, the caller compares them all.
 fn sites_of(
     tensors: &BTreeMap<String, Tensor<'_>>,
@@ -293,45 +221,12 @@ fn sites_of(
     Ok((lora_rank, sites))
 }
 
-/// A JSON string.
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
-}
-
-/// Accepts a JSON object none of whose keys comes twice.
-struct UniqueKeys;
-
-impl<'de> serde::Deserialize<'de> for UniqueKeys {
-    fn deserialize<D: serde::Deserializer<'de>>(
-        deserializer: D,
-    ) -> std::result::Result<Self, D::Error> {
-        deserializer.deserialize_map(Self)
-    }
-}
-
-impl<'de> Visitor<'de> for UniqueKeys {
-    type Value = Self;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object without a repeated key")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self, A::Error> {
-        let mut seen = BTreeSet::new();
-        while let Some((key, _)) = map.next_entry::<String, IgnoredAny>()? {
-            if let Some(twice) = seen.replace(key) {
-                return Err(serde::de::Error::custom(format!("{twice:?} comes twice")));
-            }
-        }
-        Ok(self)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ids::UserId;
     use crate::lora::Target;
+    use safetensors::{Dtype, SafeTensors};
 
     fn adapter() -> Adapter {
         let site = |target, out_dim| SiteSpec { layer: 0, target, in_dim: 3, out_dim };
@@ -416,18 +311,5 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn a_name_twice_is_refused() {
-        let json = r#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
-        let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
-        bytes.extend_from_slice(json.as_bytes());
-        bytes.extend_from_slice(&[0; 4]);
-        assert!(SafeTensors::deserialize(&bytes).is_ok(), "the crate alone lets it pass");
-        let error = parse(&bytes, Path::new("x")).unwrap_err().to_string();
-        assert!(error.contains("comes twice"), "{error}");
-        let huge = u64::MAX.to_le_bytes();
-        assert!(parse(&huge, Path::new("x")).is_err());
     }
 }

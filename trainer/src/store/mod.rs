@@ -17,9 +17,11 @@ mod codec;
 mod error;
 mod forget;
 mod index;
+mod model;
 mod rank;
 mod record;
 mod segment;
+mod tensors;
 mod verify;
 mod writer;
 
@@ -30,5 +32,6 @@ pub use forget::{Forgotten, forget, forget_in};
 pub use fs::write_atomic;
 pub use index::{Entry, Status};
 pub use manifest::Manifest;
+pub use model::{Best, ModelFile, State, load_checkpoint, save_checkpoint};
 pub use verify::{Problem, Report, verify, verify_in};
 pub use writer::{Commit, Options, Outcome, Writer};

@@ -1,8 +1,9 @@
 //! A PEFT folder to a recipe and a flat parameter vector.
 
-use super::super::adapter::{BASE_KEY, File, MAX_HEADER, Tensor, parse};
+use super::super::adapter::BASE_KEY;
 use super::super::error::{Error, Result};
 use super::super::fs::{Fs, RealFs};
+use super::super::tensors::{File, MAX_HEADER, Tensor, parse};
 use super::{CONFIG_FILE, WEIGHTS_FILE, config};
 use crate::lora::{AdapterSpec, Half, SiteList, SiteSpec, Target};
 use safetensors::Dtype;
