@@ -184,8 +184,10 @@ impl Baselines {
             let mut person = Person::default();
             for window in user.windows(Part::Train, 1) {
                 let last = fitted.last(user, &window)?;
-                let outside = || BaselineError::Event { user: user.id.clone(), event: window.target };
-                let place = fitted.population.get_mut(window.intent as usize).ok_or_else(outside)?;
+                let outside =
+                    || BaselineError::Event { user: user.id.clone(), event: window.target };
+                let place =
+                    fitted.population.get_mut(window.intent as usize).ok_or_else(outside)?;
                 person.all.add(window.intent);
                 person.by_part.entry(last[TIME] / fitted.hours).or_default().add(window.intent);
                 person.after.entry(last[EVENT]).or_default().add(window.intent);
@@ -237,11 +239,7 @@ impl Baselines {
     }
 
     /// The row of the last event that a window shows.
-    fn last<'a>(
-        &self,
-        user: &EventUser,
-        window: &Window<'a>,
-    ) -> Result<&'a [u32], BaselineError> {
+    fn last<'a>(&self, user: &EventUser, window: &Window<'a>) -> Result<&'a [u32], BaselineError> {
         let row = window.rows.len().checked_sub(self.width).map(|start| &window.rows[start..]);
         let none = || BaselineError::Window { user: user.id.clone(), target: window.target };
         row.filter(|row| row.len() > EVENT).ok_or_else(none)

@@ -1,6 +1,6 @@
 use super::*;
-use crate::data::events::{Column, Vocabulary};
 use crate::data::events::generator;
+use crate::data::events::{Column, Vocabulary};
 
 const A: u32 = 0;
 const B: u32 = 1;

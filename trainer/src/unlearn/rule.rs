@@ -182,7 +182,11 @@ fn check(rule: Rule, counts: Counts<'_>, smoothing: f64) -> Result<(), RuleError
             length("the teacher", counts.hits.len())?;
             if !(recall_below > 0.0 && recall_below <= 1.0) {
                 let expected = "above 0, at most 1";
-                return Err(RuleError::Parameter { key: "recall_below", got: recall_below, expected });
+                return Err(RuleError::Parameter {
+                    key: "recall_below",
+                    got: recall_below,
+                    expected,
+                });
             }
             if min_count == 0 {
                 let expected = "at least 1: there is no recall of nothing";

@@ -149,7 +149,10 @@ fn nonsense_is_refused() {
     assert_eq!(parameter(teacher(1.1, 1), 1.0), "recall_below");
     assert_eq!(parameter(teacher(0.5, 0), 1.0), "min_count");
     let short = Counts { person: &PERSON[..3], ..counts };
-    assert!(matches!(of(ratio(2.0, 1), short, 1.0), RuleError::Lengths { got: 3, expected: 4, .. }));
+    assert!(matches!(
+        of(ratio(2.0, 1), short, 1.0),
+        RuleError::Lengths { got: 3, expected: 4, .. }
+    ));
     let unseen = Counts { hits: &[], ..counts };
     assert!(matches!(of(teacher(0.5, 1), unseen, 1.0), RuleError::Lengths { got: 0, .. }));
     let lucky = Counts { hits: &[0, 4, 0, 0], ..counts };

@@ -114,11 +114,13 @@ impl Law {
     /// O(y | c, n): own intents, perhaps twice, with shares that sum to 1 (or nothing, where there are none).
     fn own(&self, context: usize, event: usize) -> impl Iterator<Item = (u32, f64)> {
         let old = (-self.drift * event as f64 / 100.0).exp();
-        [(&self.early, old), (&self.late, 1.0 - old)].into_iter().flat_map(move |(tastes, share)| {
-            let width = tastes.own.len();
-            let row = &tastes.shares[context * width..(context + 1) * width];
-            tastes.own.iter().zip(row).map(move |(own, s)| (own.intent, share * s))
-        })
+        [(&self.early, old), (&self.late, 1.0 - old)].into_iter().flat_map(
+            move |(tastes, share)| {
+                let width = tastes.own.len();
+                let row = &tastes.shares[context * width..(context + 1) * width];
+                tastes.own.iter().zip(row).map(move |(own, s)| (own.intent, share * s))
+            },
+        )
     }
 }
 
@@ -176,7 +178,8 @@ impl Tastes {
         let mut own = Vec::new();
         for j in 0..count {
             let left = u32::try_from(tail.len()).unwrap_or(u32::MAX);
-            let intent = tail.swap_remove(draws.below(left, Purpose::OwnIntent, [list, j]) as usize);
+            let intent =
+                tail.swap_remove(draws.below(left, Purpose::OwnIntent, [list, j]) as usize);
             let place = |which| [2 * j + list, which];
             let part = draws.below(DAY_PARTS, Purpose::OwnPlace, place(0));
             let weekend = draws.below(7, Purpose::OwnPlace, place(1)) >= 5;

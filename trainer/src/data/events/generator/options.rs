@@ -107,7 +107,11 @@ impl Options {
             }
         }
         if !(1..=self.events[1]).contains(&self.events[0]) {
-            return wrong("events", format!("{:?}", self.events), "[fewest, most], fewest at least 1");
+            return wrong(
+                "events",
+                format!("{:?}", self.events),
+                "[fewest, most], fewest at least 1",
+            );
         }
         let kinds = u64::from(self.intents);
         let contexts = u64::from(DAY_PARTS) * 2 * u64::from(self.locations);
@@ -136,7 +140,11 @@ impl Options {
         }
         let [train, validation] = self.split;
         if !(train >= 0.0 && validation >= 0.0 && train + validation <= 1.0 + 1e-9) {
-            return wrong("split", format!("{:?}", self.split), "two shares with a sum of at most 1");
+            return wrong(
+                "split",
+                format!("{:?}", self.split),
+                "two shares with a sum of at most 1",
+            );
         }
         let tail = self.tail();
         if self.own_share > 0.0 && self.own_intents == 0 {

@@ -154,7 +154,8 @@ struct Seen<'a> {
 
 impl<'a> Seen<'a> {
     fn new(truth: &Truth, log: &EventUser, laws: &'a [&'a Law]) -> Self {
-        let states: Vec<Option<State>> = (0..log.times.len()).map(|n| truth.state(log.row(n))).collect();
+        let states: Vec<Option<State>> =
+            (0..log.times.len()).map(|n| truth.state(log.row(n))).collect();
         let mut sums = vec![0.0; laws.len()];
         for (n, pair) in (1..).zip(states.windows(2)).filter(|_| !laws.is_empty()) {
             let before = sums[(n - 1) * laws.len()..].to_vec();
