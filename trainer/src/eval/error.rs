@@ -93,6 +93,9 @@ pub enum EvalError {
         /// The id.
         id: String,
     },
+    /// Scores, outcomes or sums of intents that do not fit.
+    #[error("intents: {0}")]
+    Intent(String),
     /// The system refused a read or a write.
     #[error("predictions: {0}")]
     Io(#[from] io::Error),

@@ -3,7 +3,8 @@
 //! Owns: metrics by LaMP's rules and the user-profile study's variants ([`Metric`]), prediction records and LaMP's
 //! file form ([`predictions`]), anybody's files as arms ([`files`], [`questions`], [`tasks`]), paired statistics
 //! ([`Bootstrap`], [`sign_test`]), comparisons of arms ([`compare()`]: rows, rows by history size, who gains and loses,
-//! leak check), their [`table`] and [`csv`]. Must never know: models, prompts, ranks.
+//! leak check), their [`table`] and [`csv`],
+//! guesses of the next intent ([`intents`]). Must never know: models, prompts, ranks.
 //! All sums run over queries sorted by user and query id: results do not depend on record order.
 //! Start reading at [`compare()`].
 
@@ -15,6 +16,7 @@ mod error;
 pub mod files;
 mod grid;
 mod history;
+pub mod intents;
 mod leak;
 mod metric;
 mod movers;

@@ -110,7 +110,7 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-fn user_counts(metric: Metric, arm: &[f64], reference: &[f64]) -> UserCounts {
+pub(super) fn user_counts(metric: Metric, arm: &[f64], reference: &[f64]) -> UserCounts {
     let count = |wanted: fn(&f64, &f64) -> bool| {
         arm.iter().zip(reference).filter(|(a, r)| wanted(a, r)).count() as u64
     };

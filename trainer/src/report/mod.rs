@@ -1,9 +1,10 @@
 //! report: what a run says while it runs.
 //!
-//! Owns: the events of a run and where they go, one JSON object a line; charts ([`plot`]). Must never know: the terminal (the launcher
+//! Owns: the events of a run and where they go, one JSON object a line; charts ([`plot`], [`intents`]). Must never know: the terminal (the launcher
 //! prints), users' texts (an event names a user, never quotes one). Start reading at [`Event`].
 
 mod event;
+pub mod intents;
 pub mod plot;
 mod sink;
 
