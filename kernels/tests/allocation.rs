@@ -4,8 +4,10 @@
 
 use kernels::activation::{self, Activation, Kind};
 use kernels::attention::{self, Attention, Grads, Heads, QueryGrads, Routing, Sequence};
+use kernels::classify::{ClassLoss, Classify, Row, Softmax};
 use kernels::cpu::CpuBuf;
 use kernels::embedding::{Embed, Embedding};
+use kernels::intent::{self, Head, Intent, Offsets, Product, Segment, Shape as HeadShape};
 use kernels::linear::{HostStorage, Layout, Linear, Shape};
 use kernels::loss::{HeadLoss, Loss};
 use kernels::norm::{self, Norm, Params};
@@ -195,16 +197,106 @@ impl Step {
     }
 }
 
+/// Intent heads with both products and their losses, on buffers that are there already.
+struct IntentStep {
+    shape: HeadShape,
+    params: CpuBuf<f32>,
+    segments: CpuBuf<Segment>,
+    deltas: CpuBuf<f32>,
+    h: CpuBuf<f32>,
+    dh: CpuBuf<f32>,
+    logits: [CpuBuf<f32>; 2],
+    teacher: CpuBuf<f32>,
+    table: CpuBuf<Row>,
+    losses: CpuBuf<f32>,
+    grads: CpuBuf<f32>,
+    delta_grads: CpuBuf<f32>,
+    work: CpuBuf<f32>,
+}
+
+impl IntentStep {
+    fn new(product: Product) -> Self {
+        let shape = HeadShape { intents: 7, dim: 20, hidden: 12, product };
+        let size = shape.delta_len() as u64;
+        let segment = |row_start, rows, order: u64| Segment {
+            row_start,
+            rows,
+            delta_offset: order * size,
+            delta_grad_offset: (2 - order) * size,
+        };
+        let rows = [Row::distill(1, 1.0, 0.5, 2.0), Row::forget(None, 1.0, 1.0, 4.0)];
+        Self {
+            shape,
+            params: buf(shape.param_len(true)),
+            segments: vec![segment(0, 30, 1), segment(30, 50, 2), segment(80, 20, 0)].into(),
+            deltas: buf(3 * shape.delta_len()),
+            h: buf(T * 20),
+            dh: buf(T * 20),
+            logits: [buf(T * 7), buf(T * 7)],
+            teacher: buf(T * 7),
+            table: (0..T).map(|i| rows[i % 2]).collect::<Vec<_>>().into(),
+            losses: buf(T),
+            grads: buf(shape.param_len(true)),
+            delta_grads: buf(3 * shape.delta_len()),
+            work: buf(Cpu.intent_workspace(T, 3, shape)),
+        }
+    }
+
+    fn run(&mut self) {
+        let (rows, classes) = (T, 7);
+        let head = Head::<Cpu> {
+            shape: self.shape,
+            offsets: Offsets::dense(self.shape, true, 0),
+            params: &self.params,
+            segments: &self.segments,
+            num_segments: 3,
+            deltas: &self.deltas,
+        };
+        let h = Mat::new(&self.h, 20);
+        let [logits, dlogits] = &mut self.logits;
+        let work = &mut self.work;
+        Cpu.intent_forward(intent::Forward { head, h, logits, work, rows }).unwrap();
+        let (table, losses) = (&self.table, &mut self.losses);
+        let (teacher, gradient) = (Some(&self.teacher), Some(&mut *dlogits));
+        Cpu.class_loss(ClassLoss {
+            logits,
+            teacher,
+            table,
+            losses,
+            dlogits: gradient,
+            rows,
+            classes,
+        })
+        .unwrap();
+        Cpu.intent_backward(intent::Backward {
+            head,
+            h,
+            dlogits,
+            dh: Some(MatMut::new(&mut self.dh, 20)),
+            grads: Some(&mut self.grads),
+            delta_grads: Some(&mut self.delta_grads),
+            work: &mut self.work,
+            rows,
+        })
+        .unwrap();
+        Cpu.softmax(Softmax { logits, probabilities: dlogits, rows, classes }).unwrap();
+    }
+}
+
 #[test]
 fn a_steady_step_allocates_nothing() {
     for threads in [1, 2] {
         let mut step = Step::new();
+        let mut heads = [Product::Elementwise, Product::Outer].map(IntentStep::new);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         // Which thread takes which task is chance: scratch has grown everywhere only after a while.
         let quiet = pool.install(|| {
             (0..400).any(|_| {
                 let before = COUNT.load(Ordering::Relaxed);
-                (0..5).for_each(|_| step.run());
+                (0..5).for_each(|_| {
+                    step.run();
+                    heads.iter_mut().for_each(IntentStep::run);
+                });
                 COUNT.load(Ordering::Relaxed) == before
             })
         });

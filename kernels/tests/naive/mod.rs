@@ -14,13 +14,16 @@
 
 mod activation;
 mod attention;
+pub mod classify;
 mod embedding;
+pub mod intent;
 mod linear;
 mod lora;
 mod loss;
 mod norm;
 mod optim;
 mod pool;
+pub mod real;
 mod rope;
 
 use kernels::backend::{Backend, Buffer, Element};
