@@ -4,7 +4,7 @@
 mod naive;
 mod tolerance;
 
-use kernels::backend::{Backend, Mat, MatMut};
+use kernels::backend::{Mat, MatMut};
 use kernels::embedding::{Embedding, Lookup, LookupGradient};
 use kernels::{Cpu, Error};
 use naive::{Naive, download, numbers, upload};
