@@ -6,12 +6,13 @@ use kernels::activation::{self, Activation, Kind};
 use kernels::attention::{self, Attention, Grads, Heads, QueryGrads, Routing, Sequence};
 use kernels::classify::{ClassLoss, Classify, Row, Softmax};
 use kernels::cpu::CpuBuf;
-use kernels::embedding::{Embed, Embedding};
+use kernels::embedding::{Embed, Embedding, Lookup, LookupGradient};
 use kernels::intent::{self, Head, Intent, Offsets, Product, Segment, Shape as HeadShape};
-use kernels::linear::{HostStorage, Layout, Linear, Shape};
+use kernels::linear::{HostStorage, Layout, Linear, Shape, Trainable, WeightGradient};
 use kernels::loss::{HeadLoss, Loss};
-use kernels::norm::{self, Norm, Params};
+use kernels::norm::{self, Norm, ParamGradient, Params};
 use kernels::optim::{AdamW, Optim, Update};
+use kernels::pool::{Mean, MeanBackward, Pool, Range};
 use kernels::rope::{Rope, Rotate, table};
 use kernels::{Backend, Cpu, Mat, MatMut};
 use std::alloc::{GlobalAlloc, Layout as AllocLayout, System};
@@ -73,6 +74,8 @@ struct Step {
     updates: CpuBuf<Update>,
     slabs: [CpuBuf<f32>; 4],
     norms: CpuBuf<f32>,
+    trained: <Cpu as Linear>::Weight,
+    ranges: CpuBuf<Range>,
 }
 
 impl Step {
@@ -118,6 +121,8 @@ impl Step {
             updates: vec![update(0), update(40_000)].into(),
             slabs: std::array::from_fn(|_| buf(80_000)),
             norms: buf(2),
+            trained: Cpu.trainable(Shape { in_dim: 2 * F, out_dim: D }).unwrap(),
+            ranges: vec![Range { start: 0, len: 70 }, Range { start: 70, len: 50 }].into(),
         }
     }
 
@@ -156,9 +161,55 @@ impl Step {
             rows,
         })
         .unwrap();
+        self.whole_base();
         let [params, grads, m, v] = &mut self.slabs;
         let (updates, norms) = (&self.updates, &mut self.norms);
         Cpu.adamw(AdamW { updates, num_updates: 2, params, grads, m, v, norms }).unwrap();
+    }
+
+    /// What only a base that trains whole calls.
+    fn whole_base(&mut self) {
+        let (rows, dim) = (T, D);
+        let [params, grads, ..] = &mut self.slabs;
+        Cpu.refresh(&mut self.trained, params, 5).unwrap();
+        Cpu.refresh_vector(&mut self.weight, params, 5).unwrap();
+        let (x, dy) = (Mat::new(&self.wide, 2 * F), Mat::new(&self.x, D));
+        let (shape, bias_offset) = (Cpu.shape(&self.trained), Some(2 * F * D));
+        let weight_offset = 0;
+        Cpu.linear_weight_gradient(WeightGradient {
+            shape,
+            x,
+            dy,
+            rows,
+            grads,
+            weight_offset,
+            bias_offset,
+        })
+        .unwrap();
+        Cpu.norm_param_gradient(ParamGradient {
+            centred: true,
+            eps: 1e-5,
+            x: dy,
+            dy,
+            rows,
+            dim,
+            grads,
+            weight_offset,
+            bias_offset,
+        })
+        .unwrap();
+        let (ids, offset, values, accumulate) = (Mat::new(&self.index, 1), 7, 64, true);
+        let x = MatMut::new(&mut self.y, D);
+        Cpu.lookup(Lookup { params, offset, values, dim, ids, x, accumulate, rows }).unwrap();
+        // Wide rows, so that more than one task takes part.
+        let (dx, dim) = (Mat::new(&self.wide, 2 * F), 2 * F);
+        Cpu.lookup_gradient(LookupGradient { dx, ids, grads, offset, values, dim, rows }).unwrap();
+        let (ranges, num_ranges, dim) = (&self.ranges, 2, D);
+        let (x, y) = (Mat::new(&self.x, D), MatMut::new(&mut self.y, D));
+        Cpu.pool_mean(Mean { x, ranges, y, num_ranges, rows, dim }).unwrap();
+        let dx = MatMut::new(&mut self.y, D);
+        let args = MeanBackward { dy: x, ranges, dx, accumulate, num_ranges, rows, dim };
+        Cpu.pool_mean_backward(args).unwrap();
     }
 
     fn attention(&mut self) {

@@ -10,9 +10,10 @@ mod tolerance;
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use kernels::backend::{Backend, Mat, MatMut};
-use kernels::norm::{Backward, Forward, Norm, Params};
+use kernels::norm::{Backward, Forward, Norm, ParamGradient, Params};
 use kernels::{Cpu, Error};
 use naive::{Naive, download, numbers, upload};
+use std::ops::Range;
 use tolerance::{differences, lane_chain, on_threads, same_bits, within};
 
 const WIDTH_EPS: f32 = 1e-5;
@@ -74,6 +75,41 @@ fn run<B: Norm + Backend<Act = f32>>(b: &B, case: &Case) -> (Vec<f32>, Vec<f32>)
         assert!((0..rows).all(|i| out[2 + i * stride + dim..][..3].iter().all(|v| *v == 7.0)));
     }
     (case.gather(&y), case.gather(&dx))
+}
+
+/// `dw`, then `db`, of rows `rows` on top of `before`; both lie in a poisoned buffer.
+fn gradient<B: Norm + Backend<Act = f32>>(
+    b: &B,
+    case: &Case,
+    rows: Range<usize>,
+    before: &[f32],
+) -> Vec<f32> {
+    let (x, dy) = (case.spread(&case.x, f32::NAN), case.spread(&case.dy, f32::NAN));
+    let (x, dy) = (upload(b, &x), upload(b, &dy));
+    let (dim, stride) = (case.dim, case.stride());
+    let mut held = vec![-77.5; 2 * dim + 9];
+    held[3..3 + dim].copy_from_slice(&before[..dim]);
+    held[5 + dim..5 + 2 * dim].copy_from_slice(&before[dim..]);
+    let mut grads = upload(b, &held);
+    let view = |buf| Mat { buf, start: 2 + rows.start * stride, stride };
+    b.norm_param_gradient(ParamGradient {
+        centred: case.bias,
+        eps: WIDTH_EPS,
+        x: view(&x),
+        dy: view(&dy),
+        rows: rows.len(),
+        dim,
+        grads: &mut grads,
+        weight_offset: 3,
+        bias_offset: case.bias.then_some(5 + dim),
+    })
+    .unwrap();
+    let grads = download(b, &grads);
+    let (dw, db) = (&grads[3..3 + dim], &grads[5 + dim..5 + 2 * dim]);
+    let around = [&grads[..3], &grads[3 + dim..5 + dim], &grads[5 + 2 * dim..]].concat();
+    assert!(around.iter().all(|v| *v == -77.5), "written beside the gradients");
+    assert!(case.bias || db == &before[dim..], "written to a bias that is not there");
+    [dw, db].concat()
 }
 
 /// Sizes of the terms of `Y` and `dX`, for the derived bound.
@@ -206,6 +242,110 @@ fn candle_agrees() {
             .collect();
         within("dx", 2.0 * k, &ours.1, &dx, &scale.1);
     }
+}
+
+/// Gradients `dw`, `db` on top of `before`, and the sizes of their terms, from `f64` loops.
+fn gradient_in_f64(case: &Case, before: &[f32]) -> (Vec<f64>, Vec<f64>) {
+    let (d, mut want) = (case.dim as f64, widen(before));
+    let mut scale: Vec<f64> = want.iter().map(|v| v.abs()).collect();
+    for (x, dy) in case.x.chunks(case.dim).zip(case.dy.chunks(case.dim)) {
+        let (x, dy) = (widen(x), widen(dy));
+        let mean = if case.bias { x.iter().sum::<f64>() / d } else { 0.0 };
+        let size = if case.bias { x.iter().map(|v| v.abs()).sum::<f64>() / d } else { 0.0 };
+        let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / d;
+        let r = 1.0 / (variance + f64::from(WIDTH_EPS)).sqrt();
+        for c in 0..case.dim {
+            want[c] += (x[c] - mean) * r * dy[c];
+            scale[c] += (x[c].abs() + size) * r * dy[c].abs();
+            if case.bias {
+                want[case.dim + c] += dy[c];
+                scale[case.dim + c] += dy[c].abs();
+            }
+        }
+    }
+    (want, scale)
+}
+
+#[test]
+fn parameter_gradients_are_within_the_derived_bound() {
+    for bias in [false, true] {
+        for (rows, dim) in [(0, 8), (1, 1), (3, 15), (17, 16), (100, 33), (70, 150), (65, 576)] {
+            let case = Case::new(rows, dim, bias);
+            let before = numbers(7, 2 * dim);
+            let (want, scale) = gradient_in_f64(&case, &before);
+            // The row's statistics as in the forward, then a chain over the rows.
+            let k = 2.0 * lane_chain(dim) + 8.0 + rows as f64;
+            within("cpu", k, &gradient(&Cpu, &case, 0..rows, &before), &want, &scale);
+            within("naive", 1.0, &gradient(&Naive, &case, 0..rows, &before), &want, &scale);
+        }
+    }
+}
+
+#[test]
+fn parameter_gradients_agree_with_differences() {
+    for bias in [false, true] {
+        let (rows, dim) = (4, 7);
+        let case = Case::new(rows, dim, bias);
+        let params = [&case.weight[..], &case.b[..]].concat();
+        let got = gradient(&Naive, &case, 0..rows, &vec![0.0; 2 * dim]);
+        differences("dw, db", &got, &params, |p| {
+            let row = |(x, dy): (&[f32], &[f32])| {
+                let x = widen(x);
+                let mean = if bias { x.iter().sum::<f64>() / 7.0 } else { 0.0 };
+                let variance = x.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / 7.0;
+                let r = 1.0 / (variance + f64::from(WIDTH_EPS)).sqrt();
+                let shift = |c: usize| if bias { p[dim + c] } else { 0.0 };
+                let y = |c: usize| p[c] * (x[c] - mean) * r + shift(c);
+                (0..dim).map(|c| f64::from(dy[c]) * y(c)).sum::<f64>()
+            };
+            case.x.chunks(dim).zip(case.dy.chunks(dim)).map(row).sum()
+        });
+    }
+}
+
+#[test]
+fn calls_continue_a_parameters_chain_on_any_threads() {
+    for bias in [false, true] {
+        let case = Case::new(90, 150, bias);
+        let before = numbers(7, 300);
+        let [whole, two, four] = on_threads(|| gradient(&Cpu, &case, 0..90, &before));
+        same_bits("two threads", &two, &whole);
+        same_bits("four threads", &four, &whole);
+        for cut in [0, 1, 30, 89, 90] {
+            let first = gradient(&Cpu, &case, 0..cut, &before);
+            let both = gradient(&Cpu, &case, cut..90, &first);
+            same_bits(&format!("cut at {cut}"), &both, &whole);
+        }
+    }
+}
+
+#[test]
+fn parameter_gradients_outside_are_refused() {
+    fn refused<B: Norm + Backend<Act = f32>>(b: &B) {
+        let x = upload(b, &[1.0f32; 8]);
+        let run = |len: usize, rows, weight_offset, bias_offset| {
+            let mut grads: B::Buf<f32> = b.alloc(len).unwrap();
+            b.norm_param_gradient(ParamGradient {
+                centred: true,
+                eps: 1e-5,
+                x: Mat::new(&x, 4),
+                dy: Mat::new(&x, 4),
+                rows,
+                dim: 4,
+                grads: &mut grads,
+                weight_offset,
+                bias_offset,
+            })
+        };
+        assert_eq!(run(8, 2, 4, Some(0)), Ok(()));
+        assert!(matches!(run(8, 3, 0, None), Err(Error::Length { what: "x", .. })));
+        assert!(matches!(run(8, 2, 5, None), Err(Error::Length { .. })));
+        assert!(matches!(run(8, 2, usize::MAX, None), Err(Error::Length { .. })));
+        assert!(matches!(run(8, 2, 0, Some(5)), Err(Error::Length { .. })));
+        assert!(matches!(run(8, 2, 0, Some(3)), Err(Error::Routing { .. })));
+    }
+    refused(&Cpu);
+    refused(&Naive);
 }
 
 #[test]

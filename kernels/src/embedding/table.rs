@@ -8,7 +8,7 @@ use crate::linear::operand::Rows;
 use std::cell::Cell;
 
 /// Additions below which another task costs more than it brings.
-const TASK_WORK: usize = 1 << 15;
+const TASK_WORK: usize = 1 << 14;
 
 /// Fewest columns of a task: a few cache lines.
 const TASK_COLUMNS: usize = 64;

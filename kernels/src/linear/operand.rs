@@ -117,7 +117,7 @@ impl Right<'_> {
 }
 
 /// Edge of the squares that [`transpose`] moves at a time.
-const SQUARE: usize = 8;
+const SQUARE: usize = 4;
 
 /// `dst[c * dst_stride + r] = from[r][c]` for `r < rows`, `c < columns`; at least one of each.
 #[inline(always)]

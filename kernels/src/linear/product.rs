@@ -63,14 +63,21 @@ impl Product<'_> {
             return;
         }
         let y = &mut y[..(self.rows - 1) * stride + self.n];
-        let blocks = self.rows.div_ceil(BLOCK_ROWS).max(self.wanted_blocks());
+        let threads = rayon::current_num_threads();
+        let (least, wanted) = match self.x {
+            Left::AsIs(_) => (1, 2 * threads),
+            // Each piece of the columns would pack the same transposed rows again: rows are cut instead,
+            // and columns only where threads would have nothing to do.
+            Left::Transposed(_) if threads == 1 => (1, 1),
+            Left::Transposed(_) => ((2 * threads).min(self.rows / PACKING_ROWS), threads),
+        };
+        let blocks = self.rows.div_ceil(BLOCK_ROWS).max(least);
         let block = self.rows.div_ceil(blocks);
         // Columns are cut only as far as rows alone leave threads idle.
-        let wanted = (2 * rayon::current_num_threads()).div_ceil(blocks);
+        let wanted = wanted.div_ceil(blocks);
         let work = (block * self.k * self.n / TASK_WORK).max(1);
         let panels = self.n.div_ceil(PANEL);
-        let pieces =
-            if rayon::current_num_threads() == 1 { 1 } else { wanted.min(work).min(panels) };
+        let pieces = if threads == 1 { 1 } else { wanted.min(work).min(panels) };
         let go = |(index, y): (usize, &mut [f32])| {
             let mut owned = Owned { rows: std::array::from_fn(|_| Default::default()), len: 0 };
             for (slot, row) in owned.rows.iter_mut().zip(y.chunks_mut(stride)) {
@@ -83,18 +90,6 @@ impl Product<'_> {
             go((0, y));
         } else {
             y.par_chunks_mut(block * stride).enumerate().for_each(go);
-        }
-    }
-
-    /// Blocks of rows that keep all threads busy, where packing makes a cut of the columns dear: each
-    /// piece of the columns would pack the same transposed rows again.
-    fn wanted_blocks(&self) -> usize {
-        match self.x {
-            Left::AsIs(_) => 1,
-            Left::Transposed(_) if rayon::current_num_threads() == 1 => 1,
-            Left::Transposed(_) => {
-                (2 * rayon::current_num_threads()).min(self.rows / PACKING_ROWS).max(1)
-            }
         }
     }
 
