@@ -85,8 +85,10 @@ fn tsinghua() {
 
 fn generic(kind: &str, more: &str) -> Format {
     let columns = r#"columns = { user = "who", time = "when", event = "what", contexts = [["place", "where"]], intent = "why" }"#;
-    let text = format!("kind = \"{kind}\"\nintent = \"column\"\nmin_events = 2\n{columns}\n{more}");
-    Format::resolve(None, &keys(&text)).unwrap()
+    let text = format!("kind = \"{kind}\"\nintent = \"column\"\nmin_events = 2\n{columns}");
+    let mut table = keys(&text);
+    table.extend(keys(more));
+    Format::resolve(None, &table).unwrap()
 }
 
 fn canonical(paths: &[PathBuf], format: &Format, kind: Kind) -> Vec<u8> {
@@ -184,16 +186,10 @@ fn no_window_reaches_over_a_gap() {
     let targets: Vec<(usize, usize)> =
         data.users[0].windows(Part::Train, 9).map(|w| (w.target, w.rows.len() / 4)).collect();
     assert_eq!(targets, [(1, 1), (2, 2), (4, 1)]);
-    // What comes first after the gap is no intent that anything could be learned from.
-    let (data, _) = read(1);
-    assert_eq!(data_windows(&data), 0);
-}
-
-fn data_windows(data: &EventData) -> usize {
-    Part::ALL
-        .iter()
-        .map(|p| data.users.iter().map(|u| u.windows(*p, 9).count()).sum::<usize>())
-        .sum()
+    // Where everything is a gap nothing is a target.
+    let format = generic("csv", "gap_seconds = 1");
+    let error = super::read(&fixture("generic.csv"), &format, &all, OnBad::Stop).unwrap_err();
+    assert!(matches!(error, DataError::Events(EventsError::NoTraining)), "{error}");
 }
 
 #[test]
@@ -244,8 +240,9 @@ fn a_vocabulary_from_before_holds() {
     for (new, old) in new.users.iter().zip(&old.users) {
         assert_eq!((&new.rows, &new.intents), (&old.rows, &old.intents));
     }
-    // The station "work" was in nobody's first part but Bob's; "chat" was in Ada's.
-    assert_eq!(tally.unknown_events, [1, 0, 0]);
+    // No training part had the place "train", or a second event with the intent "listen".
+    let unknown = (tally.unknown_events, tally.unknown_contexts, tally.unseen_intents);
+    assert_eq!(unknown, ([0; 3], [2, 0, 0], [2, 0, 0]));
     assert!(with(&generic("jsonl", "bucket_minutes = 30")).is_err());
     let other = Format {
         columns: Columns { contexts: Vec::new(), ..generic("jsonl", "").columns },

@@ -18,18 +18,20 @@ impl Folder {
 }
 
 fn format(more: &str) -> Format {
-    let keys = format!("min_events = 2\ntime = \"unix_seconds\"\n{more}");
-    Format::resolve(None, &keys.parse().unwrap()).unwrap()
+    let mut keys: toml::Table = "min_events = 2\ntime = \"unix_seconds\"".parse().unwrap();
+    keys.extend(more.parse::<toml::Table>().unwrap());
+    Format::resolve(None, &keys).unwrap()
 }
 
 /// The error under `Stop`, without the file's name, and the result under `Quarantine`.
 fn both(bytes: &[u8], format: &Format) -> (String, Result<(EventData, Tally), DataError>) {
     let folder = Folder::new();
     let paths = folder.file(bytes);
-    let strict = read(&paths, format, &Split::default(), OnBad::Stop);
+    let split = Split { train: 1.0, validation: 0.0, ..Split::default() };
+    let strict = read(&paths, format, &split, OnBad::Stop);
     let text = strict.map_or_else(|e| e.to_string(), |_| "no error".to_owned());
     let text = text.replace(&paths[0].display().to_string(), "log");
-    (text, read(&paths, format, &Split::default(), OnBad::Quarantine))
+    (text, read(&paths, format, &split, OnBad::Quarantine))
 }
 
 #[test]
@@ -219,6 +221,7 @@ fn a_clock_set_back_keeps_the_order_of_moments() {
         b"user,time,event\na,2023-10-29T02:10:00+01:00,late\na,2023-10-29T02:30:00+02:00,early\n";
     let (_, read) = both(file, &format("time = \"iso\""));
     let data = read.unwrap().0;
-    assert_eq!(data.vocabulary.columns[EVENT].values[1..], ["early"]);
+    assert_eq!(data.vocabulary.columns[EVENT].values[1..], ["early", "late"]);
+    assert_eq!(data.users[0].rows, [2, 6, 1, 2, 6, 2]);
     assert_eq!(data.users[0].times[0] - data.users[0].times[1], 20 * 60);
 }
