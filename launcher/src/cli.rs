@@ -169,7 +169,9 @@ pub(crate) struct PrepareArgs {
     #[arg(long, conflicts_with = "from")]
     pub(crate) population: bool,
     /// Data to describe and convert. KIND is `jsonl`, `lamp`, `oppu`, `ml-100k`, `chitchat` or
-    /// `spam-assassin`; PATH its folder or its file of users.
+    /// `spam-assassin`; PATH its folder or its file of users. Or an event log: `lsapp`, `tsinghua-app-usage`,
+    /// `studentlife-activity`, `ml100k-genre`, `events-csv` and `events-jsonl` (as `--to` writes them), `events`
+    /// (with `--format`).
     #[arg(long, value_name = "KIND=PATH")]
     pub(crate) from: Option<String>,
     /// Answers to the questions of the file of users.
@@ -223,7 +225,15 @@ pub(crate) struct PrepareArgs {
     /// Writes the statistics as JSON to a new file.
     #[arg(long, value_name = "FILE", requires = "from")]
     pub(crate) stats: Option<PathBuf>,
-    /// Writes the users as `jsonl`, `lamp` or `oppu`, files named as the originals.
+    /// Of an event log: TOML file with keys over those of KIND, such as `columns`, `time`, `intent`, `preset`,
+    /// `[split]`.
+    #[arg(long, value_name = "FILE", requires = "from")]
+    pub(crate) format: Option<PathBuf>,
+    /// Of an event log: the length of windows that statistics are for.
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) window: u32,
+    /// Writes the users as `jsonl`, `lamp` or `oppu`, files named as the originals; an event log as `events-csv` or
+    /// `events-jsonl`.
     #[arg(long, value_name = "KIND", requires_all = ["from", "out"])]
     pub(crate) to: Option<String>,
     /// Question ids of LaMP and OPPU files are USER:QUERY instead of the queries' own.

@@ -4,10 +4,12 @@
 //! Owns: the command. Must never know: how a kind is read (`trainer::data` does). In memory are the
 //! index of the users, one user, and counts; the corpora that are no files of users are held whole.
 //! Start reading at [`describe`]: `source.rs` opens, `choose.rs` takes users, `statistics.rs` counts,
-//! `output.rs` writes.
+//! `output.rs` writes. Event logs, which have no users of this kind, go through `events.rs`.
 
 mod check;
 mod choose;
+mod events;
+mod events_table;
 mod layout;
 mod output;
 mod source;
@@ -56,6 +58,13 @@ fn describe(from: &str, args: &PrepareArgs) -> anyhow::Result<Exit> {
     if let Some(file) = args.stats.as_deref().filter(|file| file.exists()) {
         let error = anyhow::anyhow!("{} exists already", file.display());
         return Err(error).input("nothing is overwritten: remove it or name another file");
+    }
+    if let Some((kind, path)) = from.split_once('=').filter(|(kind, _)| events::is_kind(kind)) {
+        return events::describe(kind, Path::new(path), args);
+    }
+    if args.format.is_some() {
+        return Err(anyhow::anyhow!("--format is for event logs"))
+            .input("write --from events=PATH");
     }
     let task =
         args.task.as_deref().map(LampTask::parse).transpose().input("--task names one task")?;
@@ -113,7 +122,7 @@ fn describe(from: &str, args: &PrepareArgs) -> anyhow::Result<Exit> {
     Ok(if bad_records == 0 { Exit::Done } else { Exit::Quarantined })
 }
 
-fn write_json(file: &Path, document: &Document<'_>) -> anyhow::Result<()> {
+fn write_json(file: &Path, document: &impl Serialize) -> anyhow::Result<()> {
     let mut text = serde_json::to_vec_pretty(document)?;
     text.push(b'\n');
     trainer::store::write_atomic(file, &text)

@@ -104,9 +104,9 @@ fn dynamic(file: &mut Option<File>) -> Option<&mut dyn Write> {
 }
 
 /// A file that appears when it is whole.
-struct File(io::BufWriter<Bytes>);
+pub(super) struct File(pub(super) io::BufWriter<Bytes>);
 
-struct Bytes(AtomicFile<'static>);
+pub(super) struct Bytes(AtomicFile<'static>);
 
 impl io::Write for Bytes {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -119,13 +119,13 @@ impl io::Write for Bytes {
 }
 
 impl File {
-    fn begin(path: &Path) -> anyhow::Result<Self> {
+    pub(super) fn begin(path: &Path) -> anyhow::Result<Self> {
         let file = AtomicFile::begin(&RealFs, path)
             .with_context(|| format!("{} cannot be written", path.display()))?;
         Ok(Self(io::BufWriter::with_capacity(GATHERED_BYTES, Bytes(file))))
     }
 
-    fn commit(mut self) -> anyhow::Result<()> {
+    pub(super) fn commit(mut self) -> anyhow::Result<()> {
         self.0.flush()?;
         let bytes = self.0.into_inner().map_err(io::IntoInnerError::into_error)?;
         Ok(bytes.0.commit()?)
@@ -133,14 +133,14 @@ impl File {
 }
 
 /// A folder beside the one asked for, which takes its name at the end; dropped before, it goes.
-struct Part {
-    folder: PathBuf,
+pub(super) struct Part {
+    pub(super) folder: PathBuf,
     out: PathBuf,
     done: bool,
 }
 
 impl Part {
-    fn begin(out: &Path) -> anyhow::Result<Self> {
+    pub(super) fn begin(out: &Path) -> anyhow::Result<Self> {
         let out = std::path::absolute(out)?;
         let (Some(parent), Some(name)) = (out.parent(), out.file_name()) else {
             return Err(anyhow::anyhow!("{} is no new folder", out.display()))
@@ -159,7 +159,7 @@ impl Part {
         Ok(Self { folder, out, done: false })
     }
 
-    fn commit(mut self) -> anyhow::Result<PathBuf> {
+    pub(super) fn commit(mut self) -> anyhow::Result<PathBuf> {
         let renamed = fs::rename(&self.folder, &self.out);
         renamed.with_context(|| format!("{} cannot be put there", self.out.display()))?;
         self.done = true;

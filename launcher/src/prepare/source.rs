@@ -16,8 +16,7 @@ use trainer::data::{
 use trainer::ids::UserKey;
 
 const HINT: &str = "docs/guides/data.md says what every kind expects";
-const KINDS: &str =
-    "write --from KIND=PATH; kinds: jsonl, lamp, oppu, ml-100k, chitchat, spam-assassin";
+const KINDS: &str = "write --from KIND=PATH; kinds: jsonl, lamp, oppu, ml-100k, chitchat, spam-assassin, or an event log (--help)";
 
 /// Bad records: the first, and how many.
 #[derive(Debug, Default)]

@@ -212,8 +212,11 @@ impl Numbers {
                 }
                 let meant = event.intent.and_then(|n| usize::try_from(n).ok());
                 let intent = meant.and_then(|n| self.intents.get(n).copied().flatten());
-                tally.without_intent[part] += u64::from(event.intent.is_none());
-                tally.unseen_intents[part] += u64::from(event.intent.is_some() && intent.is_none());
+                if intent.is_none() && person.has_window(at) {
+                    let unseen = u64::from(event.intent.is_some());
+                    tally.unseen_intents[part] += unseen;
+                    tally.without_intent[part] += 1 - unseen;
+                }
                 trained |= part == 0 && intent.is_some() && person.has_window(at);
                 intents.push(intent);
             }

@@ -73,3 +73,12 @@ pub fn read_with(
     let data = log.encode(format, split, vocabulary, &mut tally)?;
     Ok((data, tally))
 }
+#[cfg(test)]
+#[path = "fixture_tests.rs"]
+mod fixture_tests;
+#[cfg(test)]
+#[path = "hostile_tests.rs"]
+mod hostile_tests;
+#[cfg(test)]
+#[path = "property_tests.rs"]
+mod property_tests;
