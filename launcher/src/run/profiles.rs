@@ -2,16 +2,17 @@
 
 use super::Run;
 use crate::exit::Fails;
-use crate::watch::Progress;
+use crate::watch::{Progress, say};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use trainer::comm::Reduce;
 use trainer::config::ProfileSource;
 use trainer::data::UserRecord;
 use trainer::ids::{UserId, UserKey};
-use trainer::prompt::ProfileRequest;
+use trainer::prompt::{ProfileRequest, PromptError};
 use trainer::shard::plan;
 use trainer::stage::individual::End;
 use trainer::stage::predict::{Asker, Oracle};
@@ -39,22 +40,26 @@ pub(super) fn run(run: &Run<'_>) -> anyhow::Result<End> {
     let path = run.path(FILE);
     let there = run.comm.all_reduce_u64(Reduce::Max, u64::from(path.exists()))? > 0;
     if !there {
-        let written = write(run)?;
-        let stopped = u64::from(written.is_none());
-        if run.comm.all_reduce_u64(Reduce::Max, stopped)? > 0 {
+        // Another cell of the study may have asked the same of the same users.
+        let entry = match run.shared {
+            Some(cache) => {
+                let users = users(run);
+                let asked = |i: usize| {
+                    let record = record(run, users[i].0)?;
+                    let asked = request(run, &record)?.ok();
+                    Ok((record.id, asked))
+                };
+                Some(cache.profiles(run, (&path, users.len()), &sampling(run)?, &asked)?)
+            }
+            None => None,
+        };
+        let found = entry.as_ref().is_some_and(|entry| entry.found());
+        if !found && write_all(run, &path)? == End::Stopped {
             return Ok(End::Stopped);
         }
-        let mine = serde_json::to_vec(&written.unwrap_or_default())?;
-        if let Some(parts) = run.comm.gather_bytes(0, &mine)? {
-            let mut all: Vec<Profile> = Vec::new();
-            for part in &parts {
-                all.extend(serde_json::from_slice::<Vec<Profile>>(part)?);
-            }
-            all.sort_by(|a, b| a.id.cmp(&b.id));
-            let text = serde_json::to_vec_pretty(&all)?;
-            write_atomic(&path, &text).with_context(|| format!("{}", path.display()))?;
+        if let Some(entry) = entry {
+            entry.keep(run)?;
         }
-        run.comm.barrier()?;
     }
     let text = std::fs::read(&path).with_context(|| format!("{}", path.display()))?;
     let all: Vec<Profile> = serde_json::from_slice(&text)
@@ -63,6 +68,27 @@ pub(super) fn run(run: &Run<'_>) -> anyhow::Result<End> {
     let by_key: BTreeMap<UserKey, String> =
         all.into_iter().map(|p| (p.id.key(), p.output)).collect();
     session.profiles.get_or_init(|| by_key);
+    Ok(End::Complete)
+}
+
+/// Writes the file of all users' texts; stopped, it leaves none.
+fn write_all(run: &Run<'_>, path: &Path) -> anyhow::Result<End> {
+    let written = write(run)?;
+    let stopped = u64::from(written.is_none());
+    if run.comm.all_reduce_u64(Reduce::Max, stopped)? > 0 {
+        return Ok(End::Stopped);
+    }
+    let mine = serde_json::to_vec(&written.unwrap_or_default())?;
+    if let Some(parts) = run.comm.gather_bytes(0, &mine)? {
+        let mut all: Vec<Profile> = Vec::new();
+        for part in &parts {
+            all.extend(serde_json::from_slice::<Vec<Profile>>(part)?);
+        }
+        all.sort_by(|a, b| a.id.cmp(&b.id));
+        let text = serde_json::to_vec_pretty(&all)?;
+        write_atomic(path, &text).with_context(|| format!("{}", path.display()))?;
+    }
+    run.comm.barrier()?;
     Ok(End::Complete)
 }
 
@@ -84,7 +110,15 @@ fn write(run: &Run<'_>) -> anyhow::Result<Option<Vec<Profile>>> {
         let (mut askers, mut tokens) = (Vec::new(), 0);
         for &number in group {
             let record = record(run, number)?;
-            let Some(prompt) = request(run, &record)? else { continue };
+            let prompt = match request(run, &record)? {
+                Ok(prompt) => prompt,
+                Err(reason) => {
+                    if let Some(reason) = reason {
+                        say(&format!("user {}: no profile: {reason}", record.id));
+                    }
+                    continue;
+                }
+            };
             tokens += prompt.len() as u64;
             askers.push(Asker { user: record.id, adapter: None, prompts: vec![prompt] });
         }
@@ -122,18 +156,17 @@ fn own_request<'a>(run: &'a Run<'_>) -> anyhow::Result<&'a ProfileRequest> {
         .input("set profile.source = \"file\", or give the template a [profile_request]")
 }
 
-/// The request for a user's text; none, said, where there is nothing to write it from.
-fn request(run: &Run<'_>, record: &UserRecord) -> anyhow::Result<Option<Vec<u32>>> {
+/// The request for a user's text, or why there is nothing to write it from; none of both without a request.
+fn request(
+    run: &Run<'_>,
+    record: &UserRecord,
+) -> anyhow::Result<Result<Vec<u32>, Option<PromptError>>> {
     let room = (run.session.config.profile.items, run.session.config.profile.max_new_tokens);
     let asked =
         run.session.prompts(crate::shown::Shown::ALL, 0, |b| b.profile_request(record, room));
     match asked {
-        Ok(Some(prompt)) => Ok(Some(prompt)),
-        Ok(None) => Ok(None),
-        Err(e) if e.is_of_item() => {
-            crate::watch::say(&format!("user {}: no profile: {e}", record.id));
-            Ok(None)
-        }
+        Ok(prompt) => Ok(prompt.ok_or(None)),
+        Err(e) if e.is_of_item() => Ok(Err(Some(e))),
         Err(e) => Err(e)
             .with_context(|| format!("user {}: no room to write a profile", record.id))
             .input("lower profile.max_new_tokens, or raise prompt.max_length"),
@@ -149,14 +182,18 @@ fn record(run: &Run<'_>, number: usize) -> anyhow::Result<UserRecord> {
     })
 }
 
-/// This rank's users with a history, by number; population users only where they are trained on.
-fn my_users(run: &Run<'_>) -> anyhow::Result<Vec<usize>> {
+/// All users with a history, by number; population users only where they are trained on.
+fn users(run: &Run<'_>) -> Vec<(usize, UserKey)> {
     let index = run.session.index();
     let population: &[_] =
         if run.session.config.population.enabled { &index.population } else { &[] };
     let users = index.personal.iter().chain(population).enumerate();
-    let some: Vec<(usize, UserKey)> =
-        users.filter(|(_, u)| u.num_history > 0).map(|(number, u)| (number, u.key)).collect();
+    users.filter(|(_, u)| u.num_history > 0).map(|(number, u)| (number, u.key)).collect()
+}
+
+/// This rank's share of them, by number.
+fn my_users(run: &Run<'_>) -> anyhow::Result<Vec<usize>> {
+    let some = users(run);
     let costs: Vec<(UserKey, u64)> = some.iter().map(|(_, key)| (*key, 1)).collect();
     let plan = plan(&costs, run.comm.size())?;
     let mut mine: Vec<usize> = plan.by_rank[run.comm.rank()].iter().map(|&i| some[i].0).collect();

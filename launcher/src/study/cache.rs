@@ -1,5 +1,5 @@
-//! What cells of a study have in common, computed once: answers of arms without personal adapters, and the
-//! population stage.
+//! What cells of a study have in common, computed once: texts the base writes about users, answers of arms without
+//! personal adapters, and the population stage.
 //!
 //! An entry's name is a hash of everything its bytes follow from: the weights that answer, every prompt token of every
 //! user, the golds, the arithmetic's rules, the settings. Nothing is inferred from a config being "the same but for x":
@@ -18,8 +18,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use trainer::comm::Reduce;
 use trainer::config::{Arm, PredictMode};
+use trainer::ids::UserId;
 use trainer::model::cache::MappedBase;
 use trainer::prompt::Example;
+use trainer::stage::sample::Sampling;
 use trainer::store::write_atomic;
 
 /// The list of an entry's files.
@@ -96,6 +98,32 @@ impl Cache {
         self.entry(run, "population", &digest, vec![store, overlay]).map(Some)
     }
 
+    /// The texts the base writes about these users, asked with these tokens, put into the run if they are known.
+    pub(crate) fn profiles(
+        &self,
+        run: &Run<'_>,
+        (file, users): (&Path, usize),
+        sampling: &Sampling,
+        asked: &dyn Fn(usize) -> anyhow::Result<(UserId, Option<Vec<u32>>)>,
+    ) -> anyhow::Result<Entry> {
+        let mut digest = Digest::new("myriad 2026 study profiles 1");
+        arithmetic(run, &run.session.base, &mut digest);
+        tokens(run, &mut digest);
+        digest.number(u64::from(sampling.temperature.to_bits()));
+        digest.number(u64::from(sampling.top_p.to_bits()));
+        digest.number(u64::from(sampling.top_k));
+        digest.number(u64::from(sampling.max_new_tokens));
+        digest.number(if sampling.temperature > 0.0 { sampling.seed } else { 0 });
+        each(run, users, &mut digest, &|user, of_user| {
+            let (id, asked) = asked(user)?;
+            of_user.text(id.as_str());
+            of_user.number(u64::from(asked.is_some()));
+            of_user.tokens(&asked.unwrap_or_default());
+            Ok(())
+        })?;
+        self.entry(run, "profiles", &digest, vec![file.to_owned()])
+    }
+
     fn entry(
         &self,
         run: &Run<'_>,
@@ -115,6 +143,11 @@ impl Cache {
 }
 
 impl Entry {
+    /// Whether it was there, and now is in the run.
+    pub(crate) fn found(&self) -> bool {
+        self.found
+    }
+
     /// Puts the entry's files into the run; false, with nothing done, if there is no whole entry.
     fn fetch(&self, run: &Path) -> anyhow::Result<bool> {
         let Ok(list) = fs::read(self.kept.join(LIST)) else { return Ok(false) };
@@ -237,14 +270,19 @@ fn arithmetic(run: &Run<'_>, base: &MappedBase, digest: &mut Digest) {
     digest.number(run.session.config.prompt.max_length as u64);
 }
 
+/// How tokens are read and where a text ends.
+fn tokens(run: &Run<'_>, digest: &mut Digest) {
+    digest.bytes(&run.session.tokenizer.hash());
+    digest.tokens(run.session.tokenizer.eos());
+}
+
 /// How queries are answered and answers are written.
 fn settings(run: &Run<'_>, digest: &mut Digest) -> anyhow::Result<()> {
     let (session, predict) = (run.session, &run.session.config.predict);
     digest.bytes(&serde_json::to_vec(predict)?);
     let sampled = predict.mode == PredictMode::Generate && predict.temperature > 0.0;
     digest.number(if sampled { session.config.run.seed } else { 0 });
-    digest.bytes(&session.tokenizer.hash());
-    digest.tokens(session.tokenizer.eos());
+    tokens(run, digest);
     let labels = match predict.mode {
         PredictMode::Generate => None,
         PredictMode::Label => session.task.label_sequences(&session.tokenizer)?,
@@ -259,14 +297,11 @@ fn settings(run: &Run<'_>, digest: &mut Digest) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Every user with every query as it is asked; the ranks read a share each.
+/// Every user with every query as it is asked.
 fn prompts(run: &Run<'_>, shown: Shown, digest: &mut Digest) -> anyhow::Result<()> {
-    let (session, ranks) = (run.session, run.comm.size());
-    let users = session.index().personal.len();
-    let mut mine = Vec::new();
-    for user in (run.comm.rank()..users).step_by(ranks) {
+    let session = run.session;
+    each(run, session.index().personal.len(), digest, &|user, of_user| {
         let record = session.data.user(user)?;
-        let mut of_user = Digest::new("myriad 2026 study user 1");
         of_user.text(record.id.as_str());
         for query in session.queries(&record, shown).0 {
             of_user.text(&query.id);
@@ -274,6 +309,22 @@ fn prompts(run: &Run<'_>, shown: Shown, digest: &mut Digest) -> anyhow::Result<(
             of_user.text(query.gold.as_deref().unwrap_or_default());
             of_user.tokens(&query.tokens);
         }
+        Ok(())
+    })
+}
+
+/// What there is of each user, in the order of their numbers; the ranks read a share each.
+fn each(
+    run: &Run<'_>,
+    users: usize,
+    digest: &mut Digest,
+    of: &dyn Fn(usize, &mut Digest) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let ranks = run.comm.size();
+    let mut mine = Vec::new();
+    for user in (run.comm.rank()..users).step_by(ranks) {
+        let mut of_user = Digest::new("myriad 2026 study user 1");
+        of(user, &mut of_user)?;
         mine.extend(of_user.finish());
     }
     let all = run.comm.all_gather_bytes(&mine)?;

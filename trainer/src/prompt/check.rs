@@ -152,6 +152,9 @@ fn check_budget(merge: &Merge) -> Result<(), Fault> {
         Budget::Lamp { max_tokens: 0, .. } | Budget::Study { tokens: 0, .. } => {
             fault("merge.budget", "has no tokens")
         }
+        Budget::Study { tokens, max_tokens, .. } if max_tokens < tokens => {
+            fault("merge.budget", "max_tokens is less than the items may have")
+        }
         Budget::Lamp { phrase, .. } if !merge.link.contains(phrase.as_str()) => {
             fault("merge.budget", "its phrase is not in the link")
         }

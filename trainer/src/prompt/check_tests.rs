@@ -77,7 +77,10 @@ fn broken_parts_are_refused() {
     changed(lamp, "history_line: must have the input", |t| t.history_line = "{text}{text}".into());
     changed(lamp, "merge.cue: ends in white", |t| merge(t).cue = "\nAnswer: ".into());
     changed(lamp, "merge.budget: has no tokens", |t| {
-        merge(t).budget = Budget::Study { tokens: 0, long_question: None };
+        merge(t).budget = Budget::Study { tokens: 0, max_tokens: 9, long_question: None };
+    });
+    changed(lamp, "merge.budget: max_tokens is less", |t| {
+        merge(t).budget = Budget::Study { tokens: 10, max_tokens: 9, long_question: None };
     });
     changed(lamp, "merge.budget: its phrase is not", |t| {
         merge(t).budget = Budget::Lamp { max_tokens: 9, reserved: 1, phrase: "what".into() };
@@ -130,7 +133,7 @@ fn broken_parts_are_refused() {
 fn unknown_keys_are_refused_everywhere() {
     let text = toml::to_string(&builtin("study/rating")).unwrap();
     assert_eq!(Template::from_toml(&text).unwrap(), builtin("study/rating"));
-    let tables = ["merge", "merge.budget", "merge.budget.long_question", "ablation"];
+    let tables = ["merge", "merge.budget", "ablation"];
     let more = ["ablation.only_input", "retrieval", "profile_request"];
     for table in tables.iter().chain(&more) {
         let head = format!("[{table}]\n");

@@ -34,7 +34,8 @@ pub struct Query {
     pub cut: Cut,
 }
 
-/// What the length limit took away from a prompt; the budgets of a template take nothing.
+/// What a limit of the whole took away from a prompt: the sequence's, or a template's of items and question together.
+/// What a budget of the items alone cuts is not counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cut {
     /// Nothing.

@@ -77,26 +77,18 @@ impl Task {
             let kept: Vec<&str> = kept.map(|(_, line)| line.as_str()).collect();
             encode_prompt(tokenizer, &self.assemble(ask.purpose, ask.profile, &kept, question))
         };
-        let mut tokens = with(lines.len())?;
-        if tokens.len() <= room || lines.is_empty() {
-            return Ok(Fitted { tokens, cut: Cut::None });
-        }
-        // More lines are more tokens: the most that fit lie between `fits` and `too_many`.
-        let (mut fits, mut too_many) = (0, lines.len());
-        tokens = with(0)?;
-        while fits + 1 < too_many {
-            let middle = usize::midpoint(fits, too_many);
-            let more = with(middle)?;
-            if more.len() <= room {
-                (fits, tokens) = (middle, more);
-            } else {
-                too_many = middle;
-            }
-        }
-        Ok(Fitted { tokens, cut: Cut::Context })
+        let at = |count: usize| {
+            let tokens = with(count)?;
+            let fits = tokens.len() <= room;
+            Ok((tokens, fits))
+        };
+        let (count, tokens) = most_that_fits(lines.len(), &at)?;
+        let cut = if count < lines.len() { Cut::Context } else { Cut::None };
+        Ok(Fitted { tokens, cut })
     }
 
-    /// Items and question in one sentence; the items' budget is lowered by what is too much.
+    /// Items and question in one sentence. Where they are too long, all inputs of the study's items are cut alike, down to
+    /// nothing, then the least relevant items go; elsewhere the items' budget is lowered by what is too much.
     fn fitted_merged(
         &self,
         tokenizer: &dyn Tokenize,
@@ -107,13 +99,30 @@ impl Task {
         let answer = usize::try_from(self.template.max_new_tokens).unwrap_or(usize::MAX);
         let most = max_len.saturating_sub(answer);
         let plan = Plan::new(self, tokenizer, ask, question, most)?;
+        let encoded = |merged: Option<&str>| -> Result<(Vec<u32>, usize), PromptError> {
+            let text = merged.unwrap_or(question);
+            let whole = self.assemble(ask.purpose, ask.profile, &[], text);
+            let tokens = encode_prompt(tokenizer, &whole)?;
+            let together = match ask.profile {
+                None => tokens.len() - tokenizer.bos().iter().len(),
+                Some(_) => tokenizer.encode(text).map_err(PromptError::Tokenizer)?.len(),
+            };
+            let excess = together.saturating_sub(plan.max_tokens());
+            let excess = excess.max(tokens.len().saturating_sub(room));
+            Ok((tokens, excess))
+        };
+        if let Some(steps) = plan.steps() {
+            let at = |step: usize| {
+                let (tokens, excess) = encoded(plan.step(step)?.as_deref())?;
+                Ok((tokens, excess == 0))
+            };
+            let (step, tokens) = most_that_fits(steps, &at)?;
+            return Ok(Fitted { tokens, cut: if step < steps { Cut::Context } else { Cut::None } });
+        }
         let mut less = 0;
         loop {
             let merged = plan.text(less)?;
-            let text = merged.as_deref().unwrap_or(question);
-            let tokens =
-                encode_prompt(tokenizer, &self.assemble(ask.purpose, ask.profile, &[], text))?;
-            let excess = tokens.len().saturating_sub(room);
+            let (tokens, excess) = encoded(merged.as_deref())?;
             if excess == 0 || merged.is_none() {
                 return Ok(Fitted { tokens, cut: if less > 0 { Cut::Context } else { Cut::None } });
             }
@@ -137,6 +146,27 @@ impl Task {
         let tokens = shrunk(tokenizer, payload, room, &render)?;
         Ok(Fitted { tokens, cut: Cut::Question })
     }
+}
+
+/// The largest of `0..=most` whose tokens fit, with them; 0 even if these do not. More is more tokens.
+fn most_that_fits(
+    most: usize,
+    at: &dyn Fn(usize) -> Result<(Vec<u32>, bool), PromptError>,
+) -> Result<(usize, Vec<u32>), PromptError> {
+    let (whole, fit) = at(most)?;
+    if fit || most == 0 {
+        return Ok((most, whole));
+    }
+    let (mut fits, mut too_many) = (0, most);
+    let mut tokens = at(0)?.0;
+    while fits + 1 < too_many {
+        let middle = usize::midpoint(fits, too_many);
+        match at(middle)? {
+            (more, true) => (fits, tokens) = (middle, more),
+            (_, false) => too_many = middle,
+        }
+    }
+    Ok((fits, tokens))
 }
 
 /// BOS if any, and a text.

@@ -30,6 +30,8 @@ enum Form<'a> {
 
 /// An item around the field it is cut in.
 struct Piece {
+    /// 0 is the most relevant.
+    relevance: usize,
     before: String,
     field: String,
     after: String,
@@ -80,15 +82,45 @@ impl<'a> Plan<'a> {
         Ok(Self { task, merge, tokenizer, question, question_len, most, title, form })
     }
 
+    /// Longest text of items and question in tokens, where the budget has a limit of both.
+    pub(super) fn max_tokens(&self) -> usize {
+        match self.merge.map(|m| &m.budget) {
+            Some(Budget::Study { max_tokens, .. }) => *max_tokens,
+            _ => usize::MAX,
+        }
+    }
+
+    /// How many steps lead from the bare question to all there is to show, each longer than the one before; none
+    /// where [`Self::text`] is asked for less instead.
+    pub(super) fn steps(&self) -> Option<usize> {
+        match (&self.form, self.merge.map(|m| &m.budget)) {
+            (Form::Items(pieces), Some(Budget::Study { .. })) => Some(pieces.len() + self.share()),
+            _ => None,
+        }
+    }
+
+    /// Items and question at one of the [`Self::steps`]: to the number of items the most relevant ones with nothing of
+    /// their inputs, then all items with a token more for each; none at 0.
+    pub(super) fn step(&self, step: usize) -> Result<Option<String>, PromptError> {
+        let (Some(merge), Form::Items(pieces)) = (self.merge, &self.form) else { return Ok(None) };
+        let mut order: Vec<usize> = pieces.iter().map(|p| p.relevance).collect();
+        order.sort_unstable();
+        let least = order[..step.min(order.len())].last();
+        let share = step.saturating_sub(pieces.len());
+        let mut texts = Vec::with_capacity(step.min(pieces.len()));
+        for piece in pieces.iter().filter(|p| Some(&p.relevance) <= least) {
+            let keep = piece.ids.len().saturating_sub(piece.whole.saturating_sub(share));
+            texts.push(piece.text(self.tokenizer, keep)?);
+        }
+        Ok((!texts.is_empty()).then(|| self.placed(merge, &texts.join(&merge.join))))
+    }
+
     /// Items and question with a budget lowered by `less` tokens; none if no item fits.
     pub(super) fn text(&self, less: usize) -> Result<Option<String>, PromptError> {
         let Some(merge) = self.merge else { return Ok(None) };
         let items = match &self.form {
             Form::Items(pieces) => {
-                let texts = match &merge.budget {
-                    Budget::Lamp { .. } => self.lamp(merge, pieces, less)?,
-                    Budget::Study { .. } => self.study(merge, pieces, less)?,
-                };
+                let texts = self.lamp(merge, pieces, less)?;
                 (!texts.is_empty()).then(|| texts.join(&merge.join))
             }
             Form::List(form, list) => self.list(form, list, less)?,
@@ -140,40 +172,23 @@ impl<'a> Plan<'a> {
         Ok(Some(texts))
     }
 
-    /// The study's rule; see [`Budget::Study`].
-    fn study(
-        &self,
-        merge: &Merge,
-        pieces: &[Piece],
-        less: usize,
-    ) -> Result<Vec<String>, PromptError> {
-        let Budget::Study { tokens, long_question } = &merge.budget else {
-            return Ok(Vec::new());
+    /// Each item's tokens by the study's rule; see [`Budget::Study`].
+    fn share(&self) -> usize {
+        let Some(Budget::Study { tokens, max_tokens, long_question }) =
+            self.merge.map(|m| &m.budget)
+        else {
+            return 0;
         };
         let all = match long_question {
-            Some(long) if self.question_len >= long.from_tokens => {
-                long.max_tokens.saturating_sub(self.question_len)
+            Some(long) if self.question_len >= *long => {
+                max_tokens.saturating_sub(self.question_len)
             }
             _ => *tokens,
         };
-        // What is to be taken away is taken from what is there, not from room that is free anyway.
-        let there = || pieces.iter().map(|p| p.whole).sum();
-        let all = if less > 0 { all.min(there()).saturating_sub(less) } else { all };
-        let each = all / pieces.len().max(1);
-        if each == 0 {
-            return Ok(Vec::new());
+        match &self.form {
+            Form::Items(pieces) => all / pieces.len().max(1),
+            Form::List(..) => 0,
         }
-        let mut texts = Vec::with_capacity(pieces.len());
-        for piece in pieces {
-            let keep = piece.ids.len().checked_sub(piece.whole.saturating_sub(each));
-            match keep {
-                Some(keep) if keep > 0 || piece.whole <= each => {
-                    texts.push(piece.text(self.tokenizer, keep)?);
-                }
-                _ => {}
-            }
-        }
-        Ok(texts)
     }
 
     /// The list of one side, cut at its end so that the tail stays.
@@ -223,15 +238,16 @@ fn pieces(task: &Task, tokenizer: &dyn Tokenize, ask: &Ask<'_>) -> Result<Vec<Pi
     let input = task.template.input_field.as_deref().unwrap_or_default();
     let around = task.parts.history_line.around(input);
     let Some((before, after)) = around else { return Ok(Vec::new()) };
-    let piece = |item: &crate::data::Item| {
+    let piece = |shown: &super::Shown<'_>| {
+        let (item, relevance) = (&*shown.item, shown.relevance);
         let field = item.field(input).ok_or_else(|| task.missing(item, input.to_owned()))?;
         let (before, after) = (task.past(&before, item)?, task.past(&after, item)?);
         let ids = tokenizer.encode(field).map_err(PromptError::Tokenizer)?;
         let fixed = length(tokenizer, &before)? + length(tokenizer, &after)?;
         let whole = length(tokenizer, &format!("{before}{field}{after}"))?;
-        Ok(Piece { before, field: field.to_owned(), after, ids, fixed, whole })
+        Ok(Piece { relevance, before, field: field.to_owned(), after, ids, fixed, whole })
     };
-    ask.shown.iter().map(|shown| piece(&shown.item)).collect()
+    ask.shown.iter().map(piece).collect()
 }
 
 fn list_of(

@@ -3,7 +3,7 @@
 use super::*;
 use crate::data::Item;
 use crate::prompt::testing::{Letters, item, shown};
-use crate::prompt::{LongQuestion, Purpose, Template};
+use crate::prompt::{Cut, Purpose, Query, Template};
 use proptest::prelude::*;
 
 const LETTERS: Letters = Letters { bos: false };
@@ -22,9 +22,9 @@ fn lamp(max_tokens: usize) -> Task {
     with("lamp/rating", Budget::Lamp { max_tokens, reserved: 1, phrase: String::new() })
 }
 
-fn study(tokens: usize) -> Task {
-    let long_question = Some(LongQuestion { from_tokens: 50, max_tokens: 100 });
-    with("study/rating", Budget::Study { tokens, long_question })
+/// Items have `tokens`; a question of 50 or more leaves them what is left of `max_tokens`.
+fn study(tokens: usize, max_tokens: usize) -> Task {
+    with("study/rating", Budget::Study { tokens, max_tokens, long_question: Some(50) })
 }
 
 fn past(lengths: &[usize]) -> Vec<Item> {
@@ -108,16 +108,71 @@ fn lamp_charges_phrase_and_quotes() {
 
 #[test]
 fn the_study_gives_each_item_its_own_share() {
-    assert_eq!(kept(&study(60), 38, &[50, 2]), [30 - FIXED, 2]);
-    assert_eq!(kept(&study(60), 38, &[2, 50]), [2, 30 - FIXED]);
-    // 60 / 3 = 20 < 21: none fits; 84 / 4 = 21: only the one with nothing in it.
-    assert_eq!(kept(&study(60), 38, &[50; 3]), [0; 0]);
-    assert_eq!(kept(&study(84), 38, &[50, 0, 50, 50]), [0]);
-    // From 50 on 100 - len are left for all.
-    assert_eq!(kept(&study(60), 49, &[90]), [60 - FIXED]);
-    assert_eq!(kept(&study(60), 50, &[90]), [50 - FIXED]);
-    assert_eq!(kept(&study(60), 90, &[90]), [0; 0]);
-    assert_eq!(kept(&study(60), 101, &[90]), [0; 0]);
+    let roomy = |tokens| study(tokens, 1000);
+    assert_eq!(kept(&roomy(60), 38, &[50, 2]), [30 - FIXED, 2]);
+    assert_eq!(kept(&roomy(60), 38, &[2, 50]), [2, 30 - FIXED]);
+    // 60 / 3 = 20 < 21: nothing is left of the inputs, all else stays.
+    assert_eq!(kept(&roomy(60), 38, &[50; 3]), [0; 3]);
+    assert_eq!(kept(&roomy(84), 38, &[50, 0, 50, 50]), [0; 4]);
+    assert_eq!(kept(&roomy(88), 38, &[50, 0, 50, 50]), [1, 0, 1, 1]);
+    assert_eq!(kept(&roomy(1), 38, &[50; 9]), [0; 9]);
+    // From 50 on what is left of 1000 is for all, `, and ` and `. ` beside them too.
+    assert_eq!(kept(&roomy(60), 49, &[990]), [60 - FIXED]);
+    assert_eq!(kept(&roomy(60), 50, &[990]), [1000 - 50 - 2 - FIXED]);
+    assert_eq!(kept(&roomy(60), 900, &[90, 90]), [(1000 - 900 - 6 - 2) / 2 - FIXED; 2]);
+    assert_eq!(kept(&roomy(60), 1000 - FIXED - 2, &[90]), [0]);
+    assert_eq!(kept(&roomy(60), 1001 - FIXED - 2, &[90]), [0; 0]);
+    assert_eq!(kept(&roomy(60), 1001, &[90]), [0; 0]);
+}
+
+/// Query of these texts, the n-th the n-th relevant of `relevance`, with outputs `0`, `1`, ….
+fn ranked(task: &Task, question: usize, texts: &[String], order: &[usize], room: usize) -> Query {
+    let past: Vec<Item> = (0..texts.len())
+        .map(|i| item(&i.to_string(), &[("text", &texts[i]), ("score", &i.to_string())]))
+        .collect();
+    let (asked, mut shown) = (asked(question), shown(&past));
+    shown.iter_mut().zip(order).for_each(|(shown, &relevance)| shown.relevance = relevance);
+    let ask = Ask { shown: &shown, ..Ask::bare(&asked, Purpose::Predict) };
+    task.query(&LETTERS, &ask, (room, 0)).unwrap()
+}
+
+#[test]
+fn of_many_pairs_the_study_shows_the_best_that_fit() {
+    let texts: Vec<String> = (0..64).map(|i| format!("{i} ").repeat(20)).collect();
+    let task = Task::new(Template::builtin("study/rating").unwrap()).unwrap();
+    // The best one stands last.
+    let order: Vec<usize> = (0..64).rev().collect();
+    let query = ranked(&task, 100, &texts, &order, 1 << 20);
+    assert_eq!(query.cut, Cut::Context);
+    let text = LETTERS.decode(&query.tokens).unwrap();
+    let pairs: Vec<&str> = text.split(", and ").collect();
+    // Pairs of two digits with nothing in them: 14 * 22 + 13 * 6 <= 512 - 100 - 2 < 15 * 22 + 14 * 6.
+    let expected: Vec<String> = (50..64).map(|i| format!("{i} is the score for \"\"")).collect();
+    assert_eq!(pairs[..13], expected[..13]);
+    assert!(pairs.len() == 14 && pairs[13].starts_with(&expected[13]), "{pairs:?}");
+    assert!(text.ends_with(&("q".repeat(100 - CUE) + "\nAnswer:")));
+    // With room for all, all are there, in their order.
+    let roomy = study(256, 1 << 20);
+    let query = ranked(&roomy, 49, &texts, &order, 1 << 20);
+    assert_eq!(query.cut, Cut::None);
+    let text = LETTERS.decode(&query.tokens).unwrap();
+    assert_eq!(text.matches("is the score for \"\"").count(), 64);
+    // The one side alone is a list, whole here.
+    let items = past(&[3; 64]);
+    let text = prompt(&task, 100, &items, Ablation::OnlyOutput);
+    assert_eq!(text.matches("5, ").count(), 63);
+}
+
+#[test]
+fn a_long_question_takes_the_lists_room() {
+    let items = past(&[3; 64]);
+    for ablation in [Ablation::OnlyInput, Ablation::OnlyOutput] {
+        let lengths: Vec<usize> = [300, 400, 460, 512, 600]
+            .map(|question| prompt(&study(200, 512), question, &items, ablation).len())
+            .to_vec();
+        assert!(lengths[..3].iter().all(|l| *l <= 512 && *l + 8 > 512), "{lengths:?}");
+        assert_eq!(lengths[3..], [512, 600]);
+    }
 }
 
 #[test]
@@ -183,7 +238,7 @@ fn lists_of_one_side_are_cut_at_their_end() {
 fn the_limit_goes_before_the_budget() {
     let past = past(&[60, 60]);
     let (asked, shown) = (asked(38), shown(&past));
-    for task in [lamp(512), study(256)] {
+    for task in [lamp(512), study(256, 1000)] {
         let ask = Ask { shown: &shown, ..Ask::bare(&asked, Purpose::Predict) };
         let length = |max_len: usize| {
             let query = task.query(&LETTERS, &ask, (max_len, 4)).unwrap();
@@ -228,12 +283,66 @@ proptest! {
             prop_assert!(fits || (most - question).saturating_sub(1 + 2 * (n - 1)) / n <= FIXED);
             prop_assert_eq!(joined(&task), there);
         }
-        let share = if question < 50 { most } else { 100usize.saturating_sub(question) };
-        let there = joined(&study(most));
-        prop_assert!(there <= share / n * n + around);
+        let share = if question < 50 { most } else { 1000 - question } / n;
+        let there = joined(&study(most, 1000));
+        prop_assert!(there <= share.max(FIXED) * n + around);
         for ablation in [Ablation::OnlyInput, Ablation::OnlyOutput] {
-            let text = prompt(&study(most), question, &items, ablation);
+            let text = prompt(&study(most, 1000), question, &items, ablation);
             prop_assert!(text.chars().count() <= question + 256 + ". ".len());
+        }
+    }
+
+    /// Whatever is shown: the question is whole, room and `max_tokens` hold, items are the most relevant ones in their
+    /// order, as many as fit; an item is left out only where nothing of the others' inputs is left; and more room never shows less.
+    #[test]
+    fn the_study_shows_the_best_that_fit(
+        texts in proptest::collection::vec("[a-z é😀]{0,40}", 0..12),
+        order in Just((0..12).collect::<Vec<usize>>()).prop_shuffle(),
+        question in 9usize..200, tokens in 1usize..400, more in 0usize..300,
+        rooms in proptest::collection::vec(0usize..900, 2..5),
+    ) {
+        let n = texts.len();
+        // Relevance as it would be: a permutation of what is there.
+        let relevance: Vec<usize> =
+            (0..n).map(|i| order[..n].iter().filter(|r| **r < order[i]).count()).collect();
+        let task = study(tokens, tokens + more);
+        let asked = "q".repeat(question - CUE) + "\nAnswer:";
+        let mut rooms: Vec<usize> = rooms.into_iter().map(|r| question + r).collect();
+        rooms.sort_unstable();
+        let mut before: Vec<Option<usize>> = vec![None; n];
+        for room in rooms {
+            let query = ranked(&task, question, &texts, &relevance, room);
+            let text = LETTERS.decode(&query.tokens).unwrap();
+            let limit = room.min(tokens + more).max(question);
+            prop_assert!(query.tokens.len() <= limit);
+            prop_assert!(text.ends_with(&asked));
+            let items = text[..text.len() - asked.len()].strip_suffix(". ").unwrap_or("");
+            let parts: Vec<&str> = items.split(", and ").filter(|p| !p.is_empty()).collect();
+            let mut kept: Vec<Option<usize>> = vec![None; n];
+            let mut last = None;
+            for part in &parts {
+                let (number, rest) = part.split_once(" is the score for \"").unwrap();
+                let number: usize = number.parse().unwrap();
+                prop_assert!(last < Some(number), "another order: {text}");
+                last = Some(number);
+                let input = rest.strip_suffix('"').unwrap();
+                prop_assert!(texts[number].starts_with(input));
+                kept[number] = Some(input.chars().count());
+            }
+            let count = parts.len();
+            let best = |i: &usize| relevance[*i] < count;
+            prop_assert_eq!((0..n).filter(|i| kept[*i].is_some()).collect::<Vec<_>>(), (0..n).filter(best).collect::<Vec<_>>());
+            // Left out only where its bare words have no place.
+            if let Some(next) = (0..n).find(|i| relevance[*i] == count) {
+                let words = |i: usize| i.to_string().len() + FIXED - 1;
+                let there: usize = (0..n).filter(best).map(words).sum();
+                prop_assert!(question + there + words(next) + 6 * count + 2 > limit);
+                prop_assert!(kept.iter().flatten().all(|k| *k == 0));
+            }
+            for (now, before) in kept.iter().zip(&before) {
+                prop_assert!(now >= before, "more room shows less: {text}");
+            }
+            before = kept;
         }
     }
 }

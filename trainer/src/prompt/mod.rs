@@ -12,8 +12,8 @@
 //! space with the answer alone, then EOS. So no token straddles the boundary, training and
 //! prediction read the same prompt tokens, and exactly answer + EOS are supervised.
 //!
-//! **The length.** A template's budgets say how long merged items may be; words are cut by its limits.
-//! Beyond that nothing exceeds the sequence limit: items go, least relevant first, then the end of the
+//! **The length.** A template's budgets say how long merged items may be, alone and with their question; words are cut
+//! by its limits. Beyond that nothing exceeds the sequence limit: items go, least relevant first, then the end of the
 //! profile, then, of a query alone, the end of its payload ([`Cut`] says which); an example is cut
 //! on the right.
 //! Start reading at [`Builder`].
@@ -35,8 +35,8 @@ pub use example::{Ask, Cut, Example, Query, Shown};
 pub use labels::{Branch, LabelSequences, LabelTokens};
 pub use task::{Ablation, Purpose, Task};
 pub use template::{
-    AblationForms, Budget, HistoryExample, Layout, ListForm, LongQuestion, Merge, Place,
-    ProfileRequest, RetrievalText, Split, Template,
+    AblationForms, Budget, HistoryExample, Layout, ListForm, Merge, Place, ProfileRequest,
+    RetrievalText, Split, Template,
 };
 
 /// An error a tokenizer reports, in its own words.

@@ -191,25 +191,20 @@ pub enum Budget {
         #[serde(default)]
         phrase: String,
     },
-    /// b = tokens / n for each item, nothing carried on; an item whose fixed words alone are longer is
-    /// left out.
+    /// b = tokens / n for each item, nothing carried on: an item that is longer is cut in its input, down to nothing,
+    /// its other words stay. Items and question are at most `max_tokens`: where they are more, all inputs are cut
+    /// further, alike, then the least relevant items are left out; the question stays whole, also if it is longer
+    /// alone. (The study's code cuts the whole on the right, question first.)
     Study {
         /// Shared evenly by the items.
         tokens: usize,
-        /// For long questions another sum.
+        /// Items and question together.
+        max_tokens: usize,
+        /// From this length in tokens on, a question leaves `max_tokens` - len(question), at least 0, in the
+        /// place of `tokens`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        long_question: Option<LongQuestion>,
+        long_question: Option<usize>,
     },
-}
-
-/// A question of `from_tokens` or more leaves `max_tokens` - len(question) for all items, at least 0.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LongQuestion {
-    /// Length in tokens from which a question is long.
-    pub from_tokens: usize,
-    /// Question and items together.
-    pub max_tokens: usize,
 }
 
 /// The items as lists of one side.

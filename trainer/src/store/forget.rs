@@ -45,11 +45,7 @@ pub fn forget_in(
     options: Options,
 ) -> Result<Forgotten> {
     // All locks first: half of the ranks forgotten and half refused would be worse than a refusal.
-    let mut writers = Vec::new();
-    for rank in ranks(&**fs, store)? {
-        writers.push(Writer::open_in(Arc::clone(fs), store, rank, options)?);
-    }
-    writers.retain(|w| w.users().contains_key(key));
+    let writers = holding(fs, store, key, options)?;
     let entries = || writers.iter().filter_map(|w| w.users().get(key));
     let newest = entries().map(|e| e.generation).max().ok_or(Error::UnknownUser { key: *key })?;
     if entries().all(|e| e.status == Status::Forgotten) {
@@ -62,6 +58,25 @@ pub fn forget_in(
         result.bytes += writer.purge(&BTreeSet::from([*key]))?;
     }
     Ok(result)
+}
+
+/// Whether a store has a record of a user, a tombstone too; a store that is not there has none.
+///
+/// # Errors
+/// [`Error::Locked`] while a run writes: [`forget`] would be refused.
+pub fn may_forget(store: &Path, key: &UserKey) -> Result<bool> {
+    let fs = Arc::new(RealFs) as Arc<dyn Fs>;
+    Ok(!holding(&fs, store, key, Options::default())?.is_empty())
+}
+
+/// The archives with a record of a user, locked.
+fn holding(fs: &Arc<dyn Fs>, store: &Path, key: &UserKey, options: Options) -> Result<Vec<Writer>> {
+    let mut writers = Vec::new();
+    for rank in ranks(&**fs, store)? {
+        writers.push(Writer::open_in(Arc::clone(fs), store, rank, options)?);
+    }
+    writers.retain(|w| w.users().contains_key(key));
+    Ok(writers)
 }
 
 /// Removes the index, then all records of `keys` but tombstones from the segments that have any; the bytes removed.

@@ -28,7 +28,7 @@ mod writer;
 pub use adapter::{Adapter, AdapterRef, Provenance};
 pub use archive::Store;
 pub use error::{Error, Result};
-pub use forget::{Forgotten, forget, forget_in};
+pub use forget::{Forgotten, forget, forget_in, may_forget};
 pub use fs::write_atomic;
 pub use index::{Entry, Status};
 pub use manifest::Manifest;
