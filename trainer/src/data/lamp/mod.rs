@@ -14,6 +14,7 @@ mod oppu;
 mod parse;
 mod payload;
 mod questions;
+mod shape;
 mod task;
 mod write;
 
