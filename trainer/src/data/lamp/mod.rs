@@ -32,3 +32,6 @@ mod fixture_tests;
 #[cfg(test)]
 #[path = "hostile_tests.rs"]
 mod hostile_tests;
+#[cfg(test)]
+#[path = "unusable_tests.rs"]
+mod unusable_tests;

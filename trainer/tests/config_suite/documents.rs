@@ -1,34 +1,12 @@
 //! What a config may say, what it may not, and the message each fault gets.
 
-#![expect(clippy::unwrap_used, reason = "test code")]
-
+use crate::{GOOD, document};
 use std::collections::BTreeMap;
 use std::path::Path;
 use trainer::config::{
     Config, Default, Document, Effect, Error, Kind, OVERRIDE, RECIPE, SECTIONS, recipe_names,
 };
 use trainer::ids::UserId;
-
-const GOOD: &str = r#"[run]
-name = "t"
-out_dir = "out"
-[base]
-path = "base.gguf"
-[data]
-source = "jsonl"
-personal = "a.jsonl"
-population = "b.jsonl"
-[prompt]
-template = "plain"
-[predict]
-mode = "label"
-[evaluate]
-metrics = ["mae"]
-"#;
-
-fn document(text: &str) -> Document {
-    Document::parse(Path::new("/dir/c.toml"), text).unwrap()
-}
 
 fn good() -> Config {
     document(GOOD).resolve(&BTreeMap::new()).unwrap()
