@@ -61,7 +61,7 @@ fn a_bad_record_of_any_file_is_skipped_and_counted() {
             assert_eq!(count, 1, "{folder}: {file}: {parts:?} in\n{}", ended.stderr);
         }
     }
-    let ended = run(&story, "solo", 0, &ALONE).must(5).says(&["1 of 6 users have no profile text"]);
+    let ended = run(&story, "solo", 0, &ALONE).must(5).says(&["1 of 7 users have no profile text"]);
     assert!(ended.stdout.contains("Leak check"), "{}", ended.stdout);
     // Who is not hit answers as before; 24 has lost an item, 23 the profile text.
     let now = story.answers("solo");
