@@ -83,6 +83,31 @@ fn a_bad_record_of_any_file_is_skipped_and_counted() {
 }
 
 #[test]
+fn an_item_that_lacks_a_field_is_left_out_alone() {
+    let story = world(MOVIE, "");
+    change(&story, "people.json", |people| {
+        remove(&mut people[4]["profile"][2], "tag");
+        people[4]["profile"][3]["description"] = Value::Null;
+    });
+    let named = ["people.json: record 5 at byte ", "user 24: profile[2] has no `tag`"];
+    let keys = ["population.enabled=false", "run.arms=['base', 'personal']"];
+    // Nobody is put aside.
+    let ended = run(&story, "run", 0, &keys).must(0).says(&named);
+    ended.says(&["item left out: ", "and 1 more items of these users"]);
+    for text in story.answers("run").values() {
+        assert_eq!(asked(text).len(), PEOPLE.len() * QUERIES);
+    }
+    let strict = [&keys[..], &["data.strict=true"]].concat();
+    run(&story, "strict", 0, &strict).must(3).says(&named).says(&["hint:"]);
+    let args = ["prepare", "--from", "oppu=people.json", "--task", "movie_tag"];
+    let stats = [&args[..], &["--stats", "stats.json"]].concat();
+    story.launcher(&stats).run().must(0).says(&named);
+    let left_out = &story.json("stats.json")["left_out"];
+    assert_eq!(left_out["history items without an id or a field of the task"], 2, "{left_out}");
+    story.launcher(&[&args[..], &["--strict"]].concat()).run().must(3).says(&named);
+}
+
+#[test]
 fn bad_records_of_the_population() {
     let story = world(MOVIE, "");
     let arms = "run.arms=['base', 'population', 'personal']";
