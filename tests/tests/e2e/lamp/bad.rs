@@ -168,7 +168,7 @@ fn files_of_another_task_are_refused() {
     change(&story, "labels.json", |labels| remove(labels, "task"));
     run(&story, "run", 0, &["data.task=headline", "prompt.template=oppu/headline"])
         .must(3)
-        .says(&["no user to personalise", "has no `text`"]);
+        .says(&["no user to personalise", "is the task right?"]);
     assert!(!story.path("run").exists());
 }
 
