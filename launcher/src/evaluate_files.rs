@@ -7,10 +7,10 @@ use anyhow::{Context, anyhow};
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
+use trainer::data::LampTask;
 use trainer::eval::predictions::{LampFile, read_lamp};
 use trainer::eval::questions::{self, Owners};
-use trainer::eval::tasks::EvalTask;
-use trainer::eval::{Comparison, EvalError, Metric, Options, compare, csv, files, table};
+use trainer::eval::{Comparison, EvalError, Metric, Options, compare, csv, files, table, tasks};
 use trainer::store::write_atomic;
 
 const FORM: &str =
@@ -83,19 +83,19 @@ fn write(path: &Path, text: &str) -> anyhow::Result<()> {
         .input("give a file in a folder that is there and may be written")
 }
 
-fn task(args: &EvaluateFiles, golds: &LampFile) -> anyhow::Result<&'static EvalTask> {
+fn task(args: &EvaluateFiles, golds: &LampFile) -> anyhow::Result<LampTask> {
     match (&args.task, &golds.task) {
-        (Some(name), _) => EvalTask::find(name).input("--task names it"),
-        (None, Some(name)) => EvalTask::find(name).input("--task says which task the golds are of"),
+        (Some(name), _) => tasks::find(name).input("--task names it"),
+        (None, Some(name)) => tasks::find(name).input("--task says which task the golds are of"),
         (None, None) => Err(anyhow!("the golds do not name their task")).input("add --task"),
     }
 }
 
-fn metrics(args: &EvaluateFiles, task: &EvalTask) -> anyhow::Result<Vec<Metric>> {
+fn metrics(args: &EvaluateFiles, task: LampTask) -> anyhow::Result<Vec<Metric>> {
     let asked = args.metrics.iter().map(|key| Metric::from_key(key.trim()));
     let mut metrics = asked.collect::<Result<Vec<_>, _>>().input("--metrics lists their names")?;
     if metrics.is_empty() {
-        metrics = task.metrics.to_vec();
+        metrics = tasks::metrics(task).to_vec();
     }
     if args.compat {
         let theirs: Vec<Metric> = metrics.iter().filter_map(|metric| metric.compat()).collect();
@@ -111,7 +111,7 @@ fn metrics(args: &EvaluateFiles, task: &EvalTask) -> anyhow::Result<Vec<Metric>>
 }
 
 fn measure(
-    task: &EvalTask,
+    task: LampTask,
     golds: &LampFile,
     named: &[(String, LampFile)],
     owners: Option<&Owners>,
@@ -120,7 +120,7 @@ fn measure(
     let arms = files::arms(task, golds, named, owners).input(JOIN)?;
     let options = Options {
         metrics,
-        labels: task.labels(),
+        labels: task.labels().iter().map(|label| (*label).to_owned()).collect(),
         references: named.iter().map(|(name, _)| name.clone()).collect(),
         history: owners.map(|owners| owners.history.clone()).unwrap_or_default(),
         ..Options::default()

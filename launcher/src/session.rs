@@ -206,7 +206,7 @@ impl Session {
         let retrieval = if shown.items { self.retrieval } else { Retrieval::NONE };
         let ablation = crate::shown::ablation(&self.config);
         let everybody = Everybody { data: &self.data, numbers: &self.numbers };
-        let document = |item: &Item| self.task.document(item, ablation).unwrap_or_default();
+        let document = |item: &Item| self.task.shown_document(item, ablation);
         let pool = retrieval.needs_pool().then(|| Pool::new(&everybody, &document));
         work(&Builder {
             task: &self.task,

@@ -130,8 +130,9 @@ impl Others for Town {
 
 fn pools(c: &mut Criterion) {
     let mut texts = Texts(3);
+    let shown = |item: &Item| Some(document(item));
     let town = Town((0..DISTINCT).map(|_| texts.items(ITEMS)).collect());
-    let (pool, own) = (Pool::new(&town, &document), texts.items(4));
+    let (pool, own) = (Pool::new(&town, &shown), texts.items(4));
     let history = history(&own);
     let queries: Vec<_> = (0..QUERIES).map(|n| (n.to_string(), texts.text())).collect();
     let mut group = c.benchmark_group(format!("{QUERIES} queries over pools, {DISTINCT} users"));

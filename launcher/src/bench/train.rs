@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
-use trainer::config::{EarlyStop, Recipe, Recompute, ScheduleKind};
+use trainer::config::{Recipe, Recompute};
 use trainer::ids::UserId;
 use trainer::model::spec::BaseSpec;
 use trainer::optim::Order;
@@ -53,9 +53,10 @@ pub(super) fn run(args: &BenchTrainArgs, env: &Env) -> anyhow::Result<Exit> {
         Engine::new(&net, &work.lists, sizes.step, (sizes.slots, bounds.adapter_params))?;
     let peak = kernels::linear::peak::product(work.threads)?;
     let tax = lora_tax(&work, &mut engine, args, &users)?;
+    let recipe = recipe(args)?;
     let jobs = |work: &Workload| {
         let lora = work.adapter(args.common.lora_rank, args.dropout);
-        let recipe = recipe(args);
+        let recipe = recipe.clone();
         users.clone().into_iter().map(move |(user, examples)| Job {
             user,
             examples,
@@ -109,26 +110,16 @@ fn per_second(count: usize, seconds: f64) -> f64 {
     count as f64 / seconds
 }
 
-/// OPPU's recipe.
-fn recipe(args: &BenchTrainArgs) -> Recipe {
-    Recipe {
+/// OPPU's recipe with the numbers of the command line.
+fn recipe(args: &BenchTrainArgs) -> anyhow::Result<Recipe> {
+    Ok(Recipe {
         lora_rank: args.common.lora_rank,
-        alpha: 8.0,
-        rslora: false,
         dropout: args.dropout,
-        targets: vec!["q".to_owned(), "v".to_owned()],
         learning_rate: args.learning_rate,
-        weight_decay: 0.01,
-        betas: [0.9, 0.999],
-        eps: 1e-8,
-        clip_norm: 0.3,
-        schedule: ScheduleKind::Linear,
-        warmup_ratio: 0.1,
         epochs: args.epochs,
         batch_size: args.batch_size,
-        max_length: 0,
-        early_stop: EarlyStop { enabled: false, held_out: 0.1, patience: 1 },
-    }
+        ..Recipe::named("oppu-code")?
+    })
 }
 
 /// Time of a step with adapters over one of the same pack without, less one: medians of steps taken in

@@ -80,6 +80,7 @@ fn describe(from: &str, args: &PrepareArgs) -> anyhow::Result<Exit> {
     if unlisted > 0 {
         say(&format!("and {unlisted} more"));
     }
+    opened.unusable().iter().for_each(|problem| say(&format!("item left out: {problem}")));
     let choice = Choice::of(&opened, args)?;
     let mut counter = Counter::new(&opened, &measure);
     for role in [Role::Personal, Role::Population] {

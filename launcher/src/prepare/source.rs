@@ -114,6 +114,13 @@ impl Opened {
         Problems { listed, count }
     }
 
+    /// The first item of each user that lacks its id or a field of the task, at most so many as are listed of
+    /// bad records.
+    pub(super) fn unusable(&self) -> Vec<String> {
+        let Held::Files(data) = &self.held else { return Vec::new() };
+        data.index().unusable.iter().take(Corpus::MAX_LISTED).map(ToString::to_string).collect()
+    }
+
     /// What the kind's own rules left out.
     pub(super) fn left_out(&self) -> BTreeMap<String, u64> {
         let rules: Vec<(&str, u64)> = match &self.held {
@@ -123,6 +130,7 @@ impl Opened {
                     ("values of unknown keys", tally.dropped_values),
                     ("history items given twice", tally.repeated_items),
                     ("history items that a question of the user asks about", tally.leaked_items),
+                    ("history items without an id or a field of the task", tally.unusable_items),
                 ]
             }
             Held::Events { corpus, .. } => corpus.left_out.iter().map(|(r, n)| (*r, *n)).collect(),

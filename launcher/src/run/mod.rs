@@ -138,6 +138,13 @@ fn say_left_out(run: &Run<'_>) {
     for problem in &index.quarantined {
         run.say(&format!("put aside: {problem}"));
     }
+    for problem in &index.unusable {
+        run.say(&format!("item left out: {problem}"));
+    }
+    let more = index.tally.unusable_items.saturating_sub(index.unusable.len() as u64);
+    if more > 0 {
+        run.say(&format!("and {more} more items of these users"));
+    }
     let without = index.personal.iter().filter(|user| !user.has_profile).count();
     if without > 0 && run.session.config.profile.source == ProfileSource::File {
         run.say(&format!("{without} of {} users have no profile text", index.personal.len()));

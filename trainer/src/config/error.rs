@@ -161,6 +161,14 @@ pub enum Error {
         /// What is wrong with it.
         source: Box<Error>,
     },
+    /// No recipe of this name.
+    #[error("no recipe is called {name:?}{suggestion}")]
+    NoRecipe {
+        /// The name.
+        name: Box<str>,
+        /// A near one.
+        suggestion: Suggestion,
+    },
     /// A value that TOML or JSON cannot say.
     #[error("the resolved config cannot be written: {reason}")]
     Unsayable {

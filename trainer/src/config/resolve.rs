@@ -3,7 +3,7 @@
 use super::document::{Document, VARIANT};
 use super::error::{Error, Place, Suggestion};
 use super::keys::{Default, Key, Kind, OVERRIDE, OVERRIDES, RECIPE, SECTIONS, Section};
-use super::recipe::{RECIPES, ROOT};
+use super::recipe::{RECIPES, ROOT, Recipe};
 use super::resolved::{Arm, Config, Data, ProfileSource, Source};
 use super::study::STUDY;
 use super::value::{Checker, nearest};
@@ -318,6 +318,21 @@ fn default_recipe(section: &Section) -> &'static str {
     match recipe.map(|k| k.default) {
         Some(Default::Is(text)) => text.trim_matches('"'),
         _ => "",
+    }
+}
+
+impl Recipe {
+    /// A recipe by its name, as the individual stage has it with no key set.
+    ///
+    /// # Errors
+    /// [`Error::NoRecipe`].
+    pub fn named(name: &str) -> Result<Self, Error> {
+        if !RECIPES.iter().any(|recipe| recipe.name == name) {
+            let suggestion = nearest(name, RECIPES.iter().map(|recipe| recipe.name));
+            return Err(Error::NoRecipe { name: name.into(), suggestion });
+        }
+        let values = nested(&recipe_values(name, "individual")?);
+        Self::deserialize(values).map_err(|e| Error::Unsayable { reason: e.to_string() })
     }
 }
 

@@ -45,6 +45,9 @@ pub struct Tally {
     pub repeated_items: u64,
     /// Items left out of the history of a LaMP user because a question of this user asks about them.
     pub leaked_items: u64,
+    /// Items of LaMP's and OPPU's profiles without an id or a field that their task needs, as often as
+    /// they stand in the questions of a user.
+    pub unusable_items: u64,
 }
 
 impl Tally {
@@ -52,6 +55,7 @@ impl Tally {
         self.dropped_values += other.dropped_values;
         self.repeated_items += other.repeated_items;
         self.leaked_items += other.leaked_items;
+        self.unusable_items += other.unusable_items;
     }
 }
 
@@ -66,6 +70,9 @@ pub struct Index {
     pub quarantined: Vec<Problem>,
     /// What was left out of good records.
     pub tally: Tally,
+    /// For each user with [`Tally::unusable_items`] the first, with what it lacks, in file order,
+    /// personal files first.
+    pub unusable: Vec<Problem>,
     /// Hash of all good records; independent of their order.
     pub fingerprint: Fingerprint,
 }
@@ -94,7 +101,7 @@ pub struct Dataset {
 /// The system's; under [`OnBad::Stop`] the first bad record; a bad table, a file of another task, a
 /// selection of nothing or of more users than there are.
 pub fn load(source: &Source, on_bad: OnBad) -> Result<Dataset, DataError> {
-    let (mut quarantined, mut tally) = (Vec::new(), Tally::default());
+    let (mut quarantined, mut tally, mut unusable) = (Vec::new(), Tally::default(), Vec::new());
     let (records, personal, population) = if let Source::Ml100k { path, selection } = source {
         let ml100k::Chosen { personal, population } = ml100k::read(path, selection)?;
         let summaries = |users: &[UserRecord]| -> Vec<_> {
@@ -108,6 +115,7 @@ pub fn load(source: &Source, on_bad: OnBad) -> Result<Dataset, DataError> {
         let mut pass = Pass {
             quarantined: &mut quarantined,
             tally: &mut tally,
+            unusable: &mut unusable,
             on_bad,
             role: Role::Personal,
             part: selection.part(Role::Personal),
@@ -127,7 +135,7 @@ pub fn load(source: &Source, on_bad: OnBad) -> Result<Dataset, DataError> {
         users.iter().map(|u| (u.key, u.fingerprint)).collect()
     };
     let fingerprint = fingerprint(&pairs(&personal), &pairs(&population));
-    let index = Index { personal, population, quarantined, tally, fingerprint };
+    let index = Index { personal, population, quarantined, tally, unusable, fingerprint };
     Ok(Dataset { index, records })
 }
 

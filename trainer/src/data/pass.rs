@@ -13,6 +13,8 @@ pub(super) struct Pass<'a> {
     pub(super) quarantined: &'a mut Vec<Problem>,
     /// What was left out of good records.
     pub(super) tally: &'a mut Tally,
+    /// The first unusable item of each user that has some.
+    pub(super) unusable: &'a mut Vec<Problem>,
     pub(super) on_bad: OnBad,
     /// What this file's users are for.
     pub(super) role: Role,
@@ -32,6 +34,12 @@ impl Pass<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// Counts what was left out of the record of a user who is taken, and lists its first unusable item.
+    pub(super) fn left_out(&mut self, tally: Tally, unusable: Option<Problem>) {
+        self.tally.add(&tally);
+        self.unusable.extend(unusable);
     }
 
     /// Why a record's user cannot be one of this file's, if so.

@@ -78,6 +78,7 @@ pub struct LampSet {
 pub enum OnBad {
     /// The first one ends the load with its error.
     Stop,
-    /// Skip it and list it in [`super::Index::quarantined`].
+    /// Skip it and list it in [`super::Index::quarantined`]; of a LaMP or OPPU record an unusable history item alone,
+    /// listed in [`super::Index::unusable`].
     Quarantine,
 }

@@ -2,8 +2,8 @@
 
 use super::predictions::LampFile;
 use super::questions::Owners;
-use super::tasks::EvalTask;
 use super::{Arm, EvalError, IdsDiffer, Prediction};
+use crate::data::LampTask;
 use crate::ids::UserId;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ const NAMED: usize = 20;
 /// # Errors
 /// [`EvalError::TaskDiffers`], [`EvalError::Ids`], an id twice in a file, a gold whose question is not there.
 pub fn arms(
-    task: &EvalTask,
+    task: LampTask,
     golds: &LampFile,
     predictions: &[(String, LampFile)],
     owners: Option<&Owners>,
@@ -48,16 +48,12 @@ pub fn arms(
     predictions.iter().map(arm).collect()
 }
 
-fn same_task(
-    task: &EvalTask,
-    file: &LampFile,
-    whose: impl Fn() -> String,
-) -> Result<(), EvalError> {
+fn same_task(task: LampTask, file: &LampFile, whose: impl Fn() -> String) -> Result<(), EvalError> {
     match &file.task {
-        Some(found) if !task.accepts(found) => Err(EvalError::TaskDiffers {
+        Some(found) if !task.is_called(found) => Err(EvalError::TaskDiffers {
             file: whose(),
             found: found.escape_debug().to_string(),
-            expected: task.lamp,
+            expected: task.lamp_id(),
         }),
         _ => Ok(()),
     }

@@ -9,12 +9,8 @@ fn file(task: Option<&str>, outputs: &[(&str, &str)]) -> LampFile {
     LampFile { task: task.map(str::to_owned), outputs: outputs.collect() }
 }
 
-fn rating() -> &'static EvalTask {
-    EvalTask::find("LaMP_3").unwrap()
-}
-
 fn joined(golds: &LampFile, answers: LampFile) -> Result<Vec<Arm>, EvalError> {
-    arms(rating(), golds, &[("mine".to_owned(), answers)], None)
+    arms(LampTask::Rating, golds, &[("mine".to_owned(), answers)], None)
 }
 
 #[test]
@@ -36,10 +32,10 @@ fn questions_give_the_users() {
     let text = r#"[{"id":1,"user_id":"u","profile":[{}]},{"id":2,"user_id":"u","profile":[]}]"#;
     let mut owners = questions::read(&mut text.as_bytes()).unwrap();
     let answers = [("a".to_owned(), golds.clone())];
-    let refused = arms(rating(), &golds, &answers, Some(&owners)).unwrap_err().to_string();
+    let refused = arms(LampTask::Rating, &golds, &answers, Some(&owners)).unwrap_err().to_string();
     assert!(refused.contains("id \"3\"") && refused.contains("1 of 3"), "{refused}");
     owners.users.insert("3".to_owned(), UserId::new("v"));
-    let done = arms(rating(), &golds, &answers, Some(&owners)).unwrap();
+    let done = arms(LampTask::Rating, &golds, &answers, Some(&owners)).unwrap();
     let seen: Vec<_> = done[0].predictions.iter().map(|p| p.user.as_str()).collect();
     assert_eq!(seen, ["u", "u", "v"]);
 }

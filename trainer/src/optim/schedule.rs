@@ -106,24 +106,8 @@ mod tests {
 
     #[test]
     fn warm_up_is_rounded_up_as_python_rounds_it() {
-        let mut recipe = crate::config::Recipe {
-            lora_rank: 8,
-            alpha: 8.0,
-            rslora: false,
-            dropout: 0.0,
-            targets: vec!["q".into()],
-            learning_rate: 1e-4,
-            weight_decay: 0.0,
-            betas: [0.9, 0.999],
-            eps: 1e-8,
-            clip_norm: 0.3,
-            schedule: ScheduleKind::Linear,
-            warmup_ratio: 0.1,
-            epochs: 1,
-            batch_size: 1,
-            max_length: 0,
-            early_stop: crate::config::EarlyStop { enabled: false, held_out: 0.1, patience: 1 },
-        };
+        let mut recipe = crate::config::Recipe::named("oppu-code").unwrap();
+        recipe.warmup_ratio = 0.1;
         // math.ceil(n * 0.1) in Python for these n; 3 * 0.1 is 0.30000000000000004, 30 * 0.1 is 3.0.
         for (steps, warmup) in [(0, 0), (1, 1), (3, 1), (10, 1), (11, 2), (30, 3), (32, 4), (70, 7)]
         {

@@ -148,7 +148,7 @@ impl Task {
 
     /// [`Task::document`] of an item that can stand in front of a question, or none if it lacks a field of what is
     /// shown of it. What the template lacks is no fault of the item.
-    pub(super) fn shown_document(&self, item: &Item, ablation: Ablation) -> Option<String> {
+    pub fn shown_document(&self, item: &Item, ablation: Ablation) -> Option<String> {
         let parts = &self.parts;
         let form = match ablation {
             Ablation::Both => Some(&parts.history_line),

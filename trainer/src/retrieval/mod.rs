@@ -24,7 +24,7 @@ mod pool;
 pub use error::RetrievalError;
 pub use history::History;
 pub use order::Order;
-pub use pool::{Others, Pool};
+pub use pool::{Document, Others, Pool};
 
 use crate::data::Item;
 use crate::ids::UserKey;

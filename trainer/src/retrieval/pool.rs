@@ -32,11 +32,14 @@ pub trait Others: Sync {
     fn number_of(&self, user: UserKey) -> Option<usize>;
 }
 
+/// The text BM25 compares of an item; none for one that cannot be shown, which is in no pool.
+pub type Document<'a> = dyn Fn(&Item) -> Option<String> + Sync + 'a;
+
 /// [`Others`] with their weights, made once for a run: a draw is a binary search.
 #[derive(Clone)]
 pub struct Pool<'a> {
     others: &'a dyn Others,
-    document: &'a (dyn Fn(&Item) -> String + Sync),
+    document: &'a Document<'a>,
     /// Items of the users `0..=user`.
     ends: Vec<usize>,
 }
@@ -64,8 +67,9 @@ pub(super) struct Pooled {
 }
 
 impl<'a> Pool<'a> {
-    /// The pool of these users; `document` gives the text BM25 compares of an item.
-    pub fn new(others: &'a dyn Others, document: &'a (dyn Fn(&Item) -> String + Sync)) -> Self {
+    /// The pool of these users' items that have a `document`. Users weigh by all of their items: how many
+    /// can be shown is known of those only that are read.
+    pub fn new(others: &'a dyn Others, document: &'a Document<'a>) -> Self {
         let mut total = 0;
         let ends = (0..others.users()).map(|user| {
             total += others.items_of(user);
@@ -78,7 +82,8 @@ impl<'a> Pool<'a> {
     /// their items into one list, and draws from it without replacement, at most `most(length of the list)`.
     ///
     /// The own user counts and shows its visible items only. An item that stands in the list twice,
-    /// its user having been drawn twice, is taken once. *Order*: as drawn.
+    /// its user having been drawn twice, is taken once; one that cannot be shown is passed over, and
+    /// the draw goes on. *Order*: as drawn.
     ///
     /// # Errors
     /// A user's history that cannot be read or is not as long as [`Others::items_of`] said.
@@ -106,8 +111,21 @@ impl<'a> Pool<'a> {
             let of = ends.partition_point(|&end| end <= at);
             (drawn[of], at - of.checked_sub(1).map_or(0, |before| ends[before]))
         });
-        let chosen: Vec<_> = places.filter(|&place| known.insert(place)).take(most).collect();
-        self.fetch(own, place, &chosen)
+        let mut places = places.filter(|&place| known.insert(place));
+        let (mut pooled, mut asked) = (Vec::new(), 0);
+        while pooled.len() < most {
+            // Users are read a second time only for items that turned out unusable; asking for twice as
+            // many each time bounds how often, where hardly one is usable.
+            let round = (most - pooled.len()).max(asked);
+            let chosen: Vec<_> = places.by_ref().take(round).collect();
+            if chosen.is_empty() {
+                break;
+            }
+            asked += chosen.len();
+            pooled.extend(self.fetch(own, place, &chosen)?);
+        }
+        pooled.truncate(most);
+        Ok(pooled)
     }
 
     /// Items of a user.
@@ -136,7 +154,7 @@ impl<'a> Pool<'a> {
         Some(self.ends.partition_point(|&end| end <= at))
     }
 
-    /// The chosen items (user, number) in their order; every user is read once.
+    /// The usable ones of the chosen items (user, number) in their order; every user is read once.
     fn fetch(
         &self,
         own: Own<'_>,
@@ -161,10 +179,10 @@ impl<'a> Pool<'a> {
             if got != expected {
                 return Err(RetrievalError::PoolChanged { user, expected, got });
             }
-            pooled.extend(wanted.into_iter().map(|(to, number)| {
-                let item = history[number].clone();
-                let document = (self.document)(&item);
-                (to, Pooled { item, document })
+            pooled.extend(wanted.into_iter().filter_map(|(to, number)| {
+                let item = &history[number];
+                let document = (self.document)(item)?;
+                Some((to, Pooled { item: item.clone(), document }))
             }));
         }
         Ok(pooled.into_values().collect())

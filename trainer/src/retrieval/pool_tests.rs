@@ -9,6 +9,8 @@ use std::sync::Mutex;
 #[derive(Default)]
 struct Town {
     sizes: Vec<usize>,
+    /// All items but those with a number divisible by this have no text; 0 leaves all.
+    usable_every: usize,
     /// Items a user really has, where that is not what `sizes` says.
     shrunk: Option<(usize, usize)>,
     read: Mutex<Vec<usize>>,
@@ -26,7 +28,10 @@ impl Others for Town {
     fn history(&self, user: usize) -> Result<Cow<'_, [Item]>, DataError> {
         self.read.lock().unwrap().push(user);
         let shrunk = self.shrunk.filter(|(who, _)| *who == user).map(|(_, size)| size);
-        Ok(items(user, shrunk.unwrap_or(self.sizes[user])).into())
+        let mut items = items(user, shrunk.unwrap_or(self.sizes[user]));
+        let bare = |n: usize| self.usable_every > 0 && !n.is_multiple_of(self.usable_every);
+        items.iter_mut().enumerate().filter(|(n, _)| bare(*n)).for_each(|(_, i)| i.fields.clear());
+        Ok(items.into())
     }
 
     fn number_of(&self, user: UserKey) -> Option<usize> {
@@ -54,11 +59,15 @@ fn text(item: &Item) -> String {
     item.field("text").unwrap_or_default().to_owned()
 }
 
+fn document(item: &Item) -> Option<String> {
+    item.field("text").map(str::to_owned)
+}
+
 /// The ids chosen for user `user`, who sees the first `visible` of its items.
 fn ask(town: &Town, retrieval: Retrieval, user: usize, visible: usize, query: &str) -> Vec<String> {
     let own = items(user, town.sizes.get(user).copied().unwrap_or(visible));
     let history = History::new(own.iter().map(|item| (item, text(item))));
-    let pool = Pool::new(town, &text);
+    let pool = Pool::new(town, &document);
     let request = Request::new(key(user), query, "words of u2 i1");
     let chosen = retrieval.choose(&history, visible, &request, Some(&pool)).unwrap();
     chosen.into_iter().map(|item| item.id).collect()
@@ -106,7 +115,7 @@ fn oneself_weighs_and_shows_what_is_visible() {
     let mut own = items(1, 60);
     own.iter_mut().for_each(|item| item.id.insert_str(0, "own"));
     let history = History::new(own.iter().map(|item| (item, text(item))));
-    let pool = Pool::new(&town, &text);
+    let pool = Pool::new(&town, &document);
     let mut seen = 0;
     for i in 0..1200 {
         let name = i.to_string();
@@ -164,7 +173,7 @@ fn ranbm25_ranks_its_pool() {
     for i in 0..20 {
         assert_eq!(ask(&town, retrieval, 9, 1, &i.to_string())[0], "2:1");
     }
-    let pool = Pool::new(&town, &text);
+    let pool = Pool::new(&town, &document);
     let own = items(9, 1);
     let history = History::new(own.iter().map(|item| (item, text(item))));
     let twin = Some(("text", "words of u2 i1"));
@@ -194,9 +203,43 @@ fn the_window_holds_in_pools_too() {
 }
 
 #[test]
+fn what_cannot_be_shown_is_in_no_pool() {
+    let sizes = [40, 60, 50];
+    let whole = town(&sizes);
+    let holed = Town { usable_every: 10, ..town(&sizes) };
+    let usable = |id: &str| id.split_once(':').unwrap().1.parse::<usize>().unwrap() % 10 == 0;
+    let none = History::new([]);
+    let drawn = |town: &Town, users: usize, most: usize, query: &str| -> Vec<String> {
+        let own = Own { user: key(9), history: &none, visible: 0 };
+        let draws = Draws::new(3, &Request::new(key(9), query, ""), Purpose::Inputs);
+        let pooled = Pool::new(town, &document).draw(own, users, |_| Ok(most), draws).unwrap();
+        assert!(pooled.iter().all(|p| Some(&p.document) == document(&p.item).as_ref()));
+        pooled.into_iter().map(|p| p.item.id).collect()
+    };
+    for i in 0..60 {
+        let query = i.to_string();
+        // The draw is that of all items, without those that cannot be shown.
+        let mut expected = drawn(&whole, 4, usize::MAX, &query);
+        expected.retain(|id| usable(id));
+        for most in [0, 1, 3, 7, 1000] {
+            let first = &expected[..most.min(expected.len())];
+            assert_eq!(drawn(&holed, 4, most, &query), first, "{most} of query {i}");
+        }
+    }
+    // Both retrievers find all that is usable, be it one item.
+    let pooling = |retriever| Retrieval { pool: 188, ..Retrieval::top(retriever, 30, 1) };
+    let ranked = ask(&holed, pooling(Retriever::RanBm25), 9, 1, "q");
+    assert!(ranked.len() == 15 && ranked.iter().all(|id| usable(id)), "{ranked:?}");
+    let random = ask(&holed, pooling(Retriever::FullRandom), 9, 1, "q");
+    assert!(random.len() == 15 && random.iter().all(|id| usable(id)), "{random:?}");
+    let one = Town { sizes: vec![0, 9], usable_every: 100, ..Town::default() };
+    assert_eq!(ask(&one, pooling(Retriever::RanBm25), 9, 1, "q"), ["1:0"]);
+}
+
+#[test]
 fn a_changed_history_is_refused() {
     let town = Town { sizes: vec![5], shrunk: Some((0, 4)), ..Town::default() };
-    let pool = Pool::new(&town, &text);
+    let pool = Pool::new(&town, &document);
     let own = items(9, 1);
     let history = History::new(own.iter().map(|item| (item, text(item))));
     let retrieval = Retrieval::top(Retriever::FullRandom, 1, 2);

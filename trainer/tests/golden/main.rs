@@ -11,7 +11,7 @@ mod case;
 use case::{Case, largest_difference};
 use kernels::Cpu;
 use std::sync::atomic::AtomicBool;
-use trainer::config::{EarlyStop, Recipe, ScheduleKind};
+use trainer::config::Recipe;
 use trainer::ids::{Slot, UserId};
 use trainer::model::Adapters;
 use trainer::model::activations::StepSize;
@@ -201,20 +201,12 @@ fn the_individual_stage_makes_the_same_adapter() {
         let recipe = Recipe {
             lora_rank: case.lora.lora_rank,
             alpha: case.lora.alpha,
-            rslora: false,
             dropout: 0.0,
             targets: Vec::new(),
             learning_rate: 0.01,
-            weight_decay: 0.01,
-            betas: [0.9, 0.999],
-            eps: 1e-8,
-            clip_norm: 0.3,
-            schedule: ScheduleKind::Linear,
-            warmup_ratio: 0.1,
             epochs: 10,
             batch_size: 64,
-            max_length: 0,
-            early_stop: EarlyStop { enabled: false, held_out: 0.1, patience: 1 },
+            ..Recipe::named("oppu-code").unwrap()
         };
         let plain = case.train_whole(&net, &recipe);
         let mut engine = Engine::new(&net, &case.lists, size(0), (3, case.adapter.len())).unwrap();

@@ -2,7 +2,7 @@
 
 use crate::world::{World, sets};
 use kernels::random::philox;
-use trainer::config::{EarlyStop, Recipe, ScheduleKind};
+use trainer::config::{EarlyStop, Recipe};
 use trainer::ids::UserId;
 use trainer::lora::AdapterSpec;
 use trainer::prompt::Example;
@@ -49,16 +49,10 @@ pub(crate) fn recipe(lora: &AdapterSpec) -> Recipe {
         dropout: lora.dropout,
         targets: Vec::new(),
         learning_rate: 0.01,
-        weight_decay: 0.01,
-        betas: [0.9, 0.999],
-        eps: 1e-8,
-        clip_norm: 0.3,
-        schedule: ScheduleKind::Linear,
-        warmup_ratio: 0.1,
         epochs: 2,
         batch_size: 4,
-        max_length: 0,
         early_stop: EarlyStop { enabled: false, held_out: 0.3, patience: 1 },
+        ..Recipe::named("oppu-code").unwrap()
     }
 }
 

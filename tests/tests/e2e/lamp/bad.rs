@@ -32,7 +32,7 @@ fn a_bad_record_of_any_file_is_skipped_and_counted() {
     run(&story, "clean", 0, &ALONE).must(0);
     let clean = story.answers("clean");
 
-    // Two users, a label, a profile text.
+    // Two users, an item, a label, a profile text.
     change(&story, "people.json", |people| {
         remove(&mut people[1], "profile");
         remove(&mut people[4]["profile"][2], "tag");
@@ -43,7 +43,10 @@ fn a_bad_record_of_any_file_is_skipped_and_counted() {
     change(&story, "profiles.json", |texts| remove(&mut texts[3], "output"));
     let said: [(&str, &[&str]); 5] = [
         ("people.json", &["record 2 at byte ", "user 21", "no `profile`"]),
-        ("people.json", &["record 5 at byte ", "user 24", "profile[2] has no `tag`"]),
+        (
+            "people.json",
+            &["item left out: ", "record 5 at byte ", "user 24", "profile[2] has no `tag`"],
+        ),
         ("people.json", &["record 9 at byte ", "user 20", "a second record of this user"]),
         ("labels.json", &["record 6 at byte ", "no `output`"]),
         ("profiles.json", &["record 4 at byte ", "no `output`"]),
@@ -58,18 +61,17 @@ fn a_bad_record_of_any_file_is_skipped_and_counted() {
             assert_eq!(count, 1, "{folder}: {file}: {parts:?} in\n{}", ended.stderr);
         }
     }
-    let ended = run(&story, "solo", 0, &ALONE).must(5).says(&["1 of 6 users have no profile text"]);
+    let ended = run(&story, "solo", 0, &ALONE).must(5).says(&["1 of 7 users have no profile text"]);
     assert!(ended.stdout.contains("Leak check"), "{}", ended.stdout);
-    // Who is not hit answers as before; 23 has lost the profile text.
+    // Who is not hit answers as before; 24 has lost an item, 23 the profile text.
     let now = story.answers("solo");
     assert!(now == story.answers("ranks"));
-    for arm in ["base", "rag"] {
-        assert_eq!(without(&now[arm], &[]), without(&clean[arm], &["21", "24"]), "{arm}");
-    }
+    assert_eq!(without(&now["base"], &[]), without(&clean["base"], &["21"]));
+    assert_eq!(without(&now["rag"], &["24"]), without(&clean["rag"], &["21", "24"]));
     for arm in ["pag", "personal"] {
         let others = without(&clean[arm], &["21", "23", "24"]);
-        assert_eq!(without(&now[arm], &["23"]), others, "{arm}");
-        assert_ne!(without(&now[arm], &[]), without(&clean[arm], &["21", "24"]), "{arm}");
+        assert_eq!(without(&now[arm], &["23", "24"]), others, "{arm}");
+        assert_ne!(without(&now[arm], &["24"]), without(&clean[arm], &["21", "24"]), "{arm}");
     }
 
     for ranks in [0, 2] {
@@ -78,6 +80,31 @@ fn a_bad_record_of_any_file_is_skipped_and_counted() {
         ended.says(&["labels.json: record 6 at byte ", "the record has no `output`", "hint:"]);
         assert!(!story.path("strict").exists());
     }
+}
+
+#[test]
+fn an_item_that_lacks_a_field_is_left_out_alone() {
+    let story = world(MOVIE, "");
+    change(&story, "people.json", |people| {
+        remove(&mut people[4]["profile"][2], "tag");
+        people[4]["profile"][3]["description"] = Value::Null;
+    });
+    let named = ["people.json: record 5 at byte ", "user 24: profile[2] has no `tag`"];
+    let keys = ["population.enabled=false", "run.arms=['base', 'personal']"];
+    // Nobody is put aside.
+    let ended = run(&story, "run", 0, &keys).must(0).says(&named);
+    ended.says(&["item left out: ", "and 1 more items of these users"]);
+    for text in story.answers("run").values() {
+        assert_eq!(asked(text).len(), PEOPLE.len() * QUERIES);
+    }
+    let strict = [&keys[..], &["data.strict=true"]].concat();
+    run(&story, "strict", 0, &strict).must(3).says(&named).says(&["hint:"]);
+    let args = ["prepare", "--from", "oppu=people.json", "--task", "movie_tag"];
+    let stats = [&args[..], &["--stats", "stats.json"]].concat();
+    story.launcher(&stats).run().must(0).says(&named);
+    let left_out = &story.json("stats.json")["left_out"];
+    assert_eq!(left_out["history items without an id or a field of the task"], 2, "{left_out}");
+    story.launcher(&[&args[..], &["--strict"]].concat()).run().must(3).says(&named);
 }
 
 #[test]
@@ -141,7 +168,7 @@ fn files_of_another_task_are_refused() {
     change(&story, "labels.json", |labels| remove(labels, "task"));
     run(&story, "run", 0, &["data.task=headline", "prompt.template=oppu/headline"])
         .must(3)
-        .says(&["no user to personalise", "has no `text`"]);
+        .says(&["no user to personalise", "is the task right?"]);
     assert!(!story.path("run").exists());
 }
 
@@ -172,6 +199,15 @@ fn an_item_without_its_answer_is_left_out_and_its_user_trained() {
     for (arm, text) in &now {
         assert_eq!(asked(text), asked(&clean["base"]), "{arm}: a query is lost");
         assert_eq!(without(text, &["22"]), without(&clean[arm], &["22"]), "{arm}");
+    }
+    // Nor is it drawn for anybody else.
+    for retriever in ["full_random", "ranbm25"] {
+        let drawn = format!("prompt.retriever={retriever}");
+        let keys = [&keys[..], &[&drawn, "prompt.pool_items=1000"]].concat();
+        run(&story, retriever, 0, &keys).must(0);
+        for (arm, text) in story.answers(retriever) {
+            assert_eq!(asked(&text), asked(&clean["base"]), "{retriever}, {arm}: a query is lost");
+        }
     }
 }
 

@@ -11,25 +11,25 @@ use tempfile::TempDir;
 
 const TASK: LampTask = LampTask::Rating;
 
-struct Case {
+pub(super) struct Case {
     folder: TempDir,
     task: LampTask,
-    selection: Selection,
+    pub(super) selection: Selection,
 }
 
 impl Case {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         Self { folder, task: TASK, selection: Selection::default() }
     }
 
-    fn file(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+    pub(super) fn file(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
         let path = self.folder.path().join(name);
         std::fs::File::create(&path).unwrap().write_all(text.as_ref()).unwrap();
         path
     }
 
-    fn lamp(&self, questions: &str, outputs: Option<&str>) -> Source {
+    pub(super) fn lamp(&self, questions: &str, outputs: Option<&str>) -> Source {
         let questions = self.file("q.json", questions);
         let outputs = outputs.map(|text| self.file("o.json", text));
         let personal = LampSet { questions, outputs, profiles: None };
@@ -41,7 +41,7 @@ impl Case {
         }
     }
 
-    fn oppu(&self, users: &str, labels: Option<&str>, profiles: Option<&str>) -> Source {
+    pub(super) fn oppu(&self, users: &str, labels: Option<&str>, profiles: Option<&str>) -> Source {
         Source::Oppu {
             task: self.task,
             personal: self.file("u.json", users),
@@ -65,7 +65,7 @@ fn problems(source: &Source) -> Vec<Problem> {
     index.quarantined
 }
 
-fn item(id: &str) -> String {
+pub(super) fn item(id: &str) -> String {
     format!(r#"{{"id":"{id}","text":"t{id}","score":"1"}}"#)
 }
 
@@ -73,14 +73,14 @@ fn question(id: &str, more: &str) -> String {
     format!(r#"{{"id":"{id}","input":"x review: {id}","profile":[{}]{more}}}"#, item("1"))
 }
 
-fn user(id: &str) -> String {
+pub(super) fn user(id: &str) -> String {
     format!(
         r#"{{"user_id":"{id}","profile":[{}],"query":[{{"id":"{id}q","input":"review: r","gold":3}}]}}"#,
         item("1")
     )
 }
 
-fn ids(data: &Dataset) -> Vec<&str> {
+pub(super) fn ids(data: &Dataset) -> Vec<&str> {
     data.index().personal.iter().map(|u| u.id.as_str()).collect()
 }
 
@@ -104,10 +104,6 @@ fn each_problem_of_a_record_has_its_name_and_place() {
         (profile("[]"), "the history is empty"),
         (profile("[[]]"), "profile[0] must be an object, found an array"),
         (profile(r#"[{"text":"t","score":1}]"#), "profile[0] has no `id`"),
-        (
-            profile(&format!(r#"[{},{{"id":2,"text":"t"}}]"#, item("1"))),
-            "profile[1] has no `score`",
-        ),
         (
             profile(r#"[{"id":1,"text":null,"score":1}]"#),
             "profile[0].text must be a string, number or boolean, found null",
@@ -259,7 +255,7 @@ fn extras_are_kept_or_counted() {
     assert_eq!(["asin", "ok", "none", "o"].map(of), [Some("7"), Some("true"), None, None]);
     let of = |f| user.queries[0].field(f);
     assert_eq!(["text", "n", "l", "gold"].map(of), [Some("r"), Some("2.5"), None, None]);
-    let expected = Tally { dropped_values: 3, repeated_items: 1, leaked_items: 0 };
+    let expected = Tally { dropped_values: 3, repeated_items: 1, ..Tally::default() };
     assert_eq!(data.index().tally, expected);
 }
 

@@ -1,10 +1,12 @@
 //! Questions, users, answers and profile texts -> records.
 
 use super::golds::{Golds, Kind};
-use super::parse::{Asked, Parsed, Question, Refusal, User};
+use super::parse::{Asked, Items, Parsed, Question, Refusal, User};
 use super::{LampTask, date, parse};
 use crate::data::pass::Pass;
-use crate::data::{DataError, Item, Location, Problem, Role, Tally, Unmatched, UserRecord, What};
+use crate::data::{
+    DataError, Item, Location, OnBad, Problem, Role, Tally, Unmatched, UserRecord, What,
+};
 use crate::ids::UserId;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -14,6 +16,8 @@ use std::path::Path;
 pub(crate) struct Join {
     pub(super) task: LampTask,
     role: Role,
+    /// Whether an unusable item ends its record.
+    strict: bool,
     pub(super) answers: Option<Golds>,
     pub(super) profiles: Option<Profiles>,
 }
@@ -26,8 +30,26 @@ pub(super) struct Profiles {
     pub(super) by_index: bool,
 }
 
+/// What was left out of a record.
+#[derive(Debug, Default)]
+pub(crate) struct LeftOut {
+    pub(super) tally: Tally,
+    /// The first unusable item: in which of the record's questions, from 0, and what it lacks.
+    pub(super) lacks: Option<(usize, What)>,
+}
+
+impl LeftOut {
+    /// Why a record's user cannot be one of this file's, if so: a history that is empty for want of a
+    /// usable item is told by what the first one lacks.
+    pub(super) fn unfit(&self, record: &UserRecord, pass: &Pass<'_>) -> Option<What> {
+        let what = pass.unfit(record)?;
+        let lacks = self.lacks.as_ref().filter(|_| what == What::EmptyHistory);
+        Some(lacks.map_or(what, |(_, lacks)| lacks.clone()))
+    }
+}
+
 /// A record and what was left out of it.
-pub(super) type Joined = Result<(UserRecord, Tally), Refusal>;
+pub(crate) type Joined = Result<(UserRecord, LeftOut), Refusal>;
 
 impl Join {
     /// Reads the files of answers and profile texts, if there are.
@@ -40,7 +62,8 @@ impl Join {
         let answers = answers.map(|p| Golds::read(p, Kind::Answers(task), pass)).transpose()?;
         let profiles = profiles.map(|p| Golds::read(p, Kind::Profiles, pass)).transpose()?;
         let profiles = profiles.map(|golds| Profiles { golds, by_index: false });
-        Ok(Self { task, role: pass.role, answers, profiles })
+        let strict = pass.on_bad == OnBad::Stop;
+        Ok(Self { task, role: pass.role, strict, answers, profiles })
     }
 
     pub(super) fn question(&self, bytes: &[u8]) -> Parsed<Question> {
@@ -52,26 +75,42 @@ impl Join {
         let (user, dropped_values) = parse::user(bytes, self.task)?;
         let User { id, profile, asked } = user;
         let named = |what| (Some(id.clone()), what);
-        let (mut history, repeated_items) = distinct(profile).map_err(named)?;
+        let mut left = LeftOut::default();
+        left.tally.dropped_values = dropped_values;
+        let mut history = self.items(profile, 0, &mut left).map_err(named)?;
         date::sort(&mut history);
         let queries = self.queries(asked).map_err(named)?;
         let profile = self.profile(&id, number);
-        let tally = Tally { dropped_values, repeated_items, ..Tally::default() };
-        Ok((UserRecord { id, history, queries, profile }, tally))
+        Ok((UserRecord { id, history, queries, profile }, left))
+    }
+
+    /// The usable items of a profile, each once; strictly, an unusable one is the record's fault.
+    fn items(&self, items: Items, question: usize, left: &mut LeftOut) -> Result<Vec<Item>, What> {
+        let Items { usable, num_unusable, lacks } = items;
+        if let Some(what) = lacks {
+            if self.strict {
+                return Err(what);
+            }
+            left.lacks.get_or_insert((question, what));
+        }
+        let (items, repeated) = distinct(usable)?;
+        left.tally.unusable_items += num_unusable;
+        left.tally.repeated_items += repeated;
+        Ok(items)
     }
 
     /// The record of a LaMP user from the bytes of its questions.
     pub(crate) fn lamp(&self, questions: &[Vec<u8>]) -> Joined {
-        let mut tally = Tally::default();
+        let mut dropped_values = 0;
         let mut parsed = Vec::with_capacity(questions.len());
         for bytes in questions {
             let (question, dropped) = self.question(bytes)?;
-            tally.dropped_values += dropped;
+            dropped_values += dropped;
             parsed.push(question);
         }
-        let (record, more) = self.questions(parsed)?;
-        tally.add(&more);
-        Ok((record, tally))
+        let (record, mut left) = self.questions(parsed)?;
+        left.tally.dropped_values += dropped_values;
+        Ok((record, left))
     }
 
     /// The record of a user's questions. Without a user id there is one question, and its id is the
@@ -84,14 +123,12 @@ impl Join {
         let id = first.map(|q| q.user.clone().unwrap_or_else(|| UserId::new(&q.asked.id)));
         let Some(id) = id else { return Err((None, What::NoQueries)) };
         let named = |what| (Some(id.clone()), what);
-        let mut tally = Tally::default();
+        let mut left = LeftOut::default();
         let (mut asked, mut own_items) = (Vec::new(), Vec::new());
         let mut lists = Vec::new();
-        for question in questions {
-            let (items, repeated) = distinct(question.profile).map_err(named)?;
-            tally.repeated_items += repeated;
+        for (number, question) in questions.into_iter().enumerate() {
+            lists.push(self.items(question.profile, number, &mut left).map_err(named)?);
             asked.push(question.asked);
-            lists.push(items);
         }
         let mut history = if lists.len() == 1 {
             lists.pop().unwrap_or_default()
@@ -104,12 +141,12 @@ impl Join {
         if !own_items.is_empty() {
             let before = history.len();
             history.retain(|item| !self.is_leak(item, &queries, &own_items));
-            tally.leaked_items += (before - history.len()) as u64;
+            left.tally.leaked_items += (before - history.len()) as u64;
         }
         date::sort(&mut history);
         let queries = in_order(queries).map_err(named)?;
         let profile = self.profile(&id, 0);
-        Ok((UserRecord { id, history, queries, profile }, tally))
+        Ok((UserRecord { id, history, queries, profile }, left))
     }
 
     /// Whether an item is what a query asks about and comes from another question's profile.

@@ -14,6 +14,7 @@ mod oppu;
 mod parse;
 mod payload;
 mod questions;
+mod shape;
 mod task;
 mod write;
 
@@ -32,3 +33,6 @@ mod fixture_tests;
 #[cfg(test)]
 #[path = "hostile_tests.rs"]
 mod hostile_tests;
+#[cfg(test)]
+#[path = "unusable_tests.rs"]
+mod unusable_tests;

@@ -54,7 +54,7 @@ pub(in crate::data) fn index(
             }
             Element::Whole => {}
         }
-        let (record, tally) = match join.oppu(elements.buffer(), elements.number) {
+        let (record, left) = match join.oppu(elements.buffer(), elements.number) {
             Ok(joined) => joined,
             Err((user, what)) => {
                 pass.refuse(bad(user, what))?;
@@ -68,7 +68,9 @@ pub(in crate::data) fn index(
         let twice = twice.last().cloned();
         let what = match seen.get(&key) {
             Some(first) => Some(What::DuplicateUser { first: *first }),
-            None => twice.map(|id| What::DuplicateQuestion { id }).or_else(|| pass.unfit(&record)),
+            None => {
+                twice.map(|id| What::DuplicateQuestion { id }).or_else(|| left.unfit(&record, pass))
+            }
         };
         if let Some(what) = what {
             pass.refuse(bad(Some(id), what))?;
@@ -77,7 +79,7 @@ pub(in crate::data) fn index(
         seen.insert(key, at);
         let place = span(elements.number, elements.start, elements.bytes);
         if let Some(summary) = pass.select(record, Spans::One(place)) {
-            pass.tally.add(&tally);
+            pass.left_out(left.tally, left.lacks.map(|(_, what)| bad(Some(id), what)));
             users.push(summary);
         }
     }

@@ -2,15 +2,16 @@
 //!
 //! Stricter than the released programs where data would be lost in silence (a missing field, a key
 //! twice), laxer than JSONL where the files vary: unknown keys are kept as fields if they are
-//! scalars, and dropped and counted otherwise.
+//! scalars, and dropped and counted otherwise. An item of a profile that lacks something is told apart
+//! from the good ones ([`Items`]); whether it ends the record is not decided here.
 
 use super::LampTask;
-use crate::data::visit::{Notes, Place, ScalarSeed, checked_id, parse_with, refuse_shapes};
+use super::shape::{AnySeed, ListSeed, ObjectSeed, Shape};
+use crate::data::visit::{Notes, Place, ScalarSeed, checked_id, parse_with};
 use crate::data::{Item, What};
 use crate::ids::UserId;
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{IgnoredAny, MapAccess};
 use std::collections::BTreeMap;
-use std::fmt;
 
 /// A question (LaMP) or one of a user's queries (OPPU).
 #[derive(Debug)]
@@ -21,20 +22,31 @@ pub(super) struct Asked {
     pub(super) extra: BTreeMap<String, String>,
 }
 
+/// The items of a profile.
+#[derive(Debug)]
+pub(super) struct Items {
+    /// Those with an id and all fields of the task.
+    pub(super) usable: Vec<Item>,
+    /// How many others there are.
+    pub(super) num_unusable: u64,
+    /// What the first of them lacks.
+    pub(super) lacks: Option<What>,
+}
+
 /// A record of a LaMP questions file.
 #[derive(Debug)]
 pub(super) struct Question {
     /// Whose question it is, where the release says so.
     pub(super) user: Option<UserId>,
     pub(super) asked: Asked,
-    pub(super) profile: Vec<Item>,
+    pub(super) profile: Items,
 }
 
 /// A record of an OPPU users file.
 #[derive(Debug)]
 pub(super) struct User {
     pub(super) id: UserId,
-    pub(super) profile: Vec<Item>,
+    pub(super) profile: Items,
     pub(super) asked: Vec<Asked>,
 }
 
@@ -76,133 +88,6 @@ fn parse<T: Shape>(bytes: &[u8], shape: T) -> Parsed<T::Out> {
     Ok((parsed, notes.dropped.get()))
 }
 
-/// What an object's keys are for.
-trait Shape: Sized {
-    type Out;
-    /// Whether a key that may stand once has been read.
-    fn has(&self, key: &str) -> bool;
-    /// Reads the value of a key; `place` names it.
-    fn entry<'de, A: MapAccess<'de>>(
-        &mut self,
-        place: Place<'_>,
-        key: &str,
-        map: &mut A,
-    ) -> Result<(), A::Error>;
-    /// The object, or what it lacks.
-    fn finish(self, place: Place<'_>) -> Result<Self::Out, What>;
-}
-
-struct ObjectSeed<'a, T> {
-    place: Place<'a>,
-    shape: T,
-}
-
-impl<'de, T: Shape> DeserializeSeed<'de> for ObjectSeed<'_, T> {
-    type Value = T::Out;
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<T::Out, D::Error> {
-        d.deserialize_any(self)
-    }
-}
-
-impl<'de, T: Shape> Visitor<'de> for ObjectSeed<'_, T> {
-    type Value = T::Out;
-    refuse_shapes!("an object", |v: &Self| v.place; bool, number, string, null, array);
-
-    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<T::Out, A::Error> {
-        let place = self.place;
-        while let Some(key) = map.next_key::<String>()? {
-            if self.shape.has(&key) {
-                return Err(place.notes.refuse(What::DuplicateKey { place: place.name(), key }));
-            }
-            self.shape.entry(Place { key: Some(&key), ..place }, &key, &mut map)?;
-        }
-        self.shape.finish(place).map_err(|what| place.notes.refuse(what))
-    }
-}
-
-/// An array of objects; `list` names it in messages.
-struct ListSeed<'a, F> {
-    place: Place<'a>,
-    list: &'static str,
-    shape: F,
-}
-
-impl<'de, T: Shape, F: Fn() -> T> DeserializeSeed<'de> for ListSeed<'_, F> {
-    type Value = Vec<T::Out>;
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Vec<T::Out>, D::Error> {
-        d.deserialize_any(self)
-    }
-}
-
-impl<'de, T: Shape, F: Fn() -> T> Visitor<'de> for ListSeed<'_, F> {
-    type Value = Vec<T::Out>;
-    refuse_shapes!("an array", |v: &Self| v.place; bool, number, string, null, object);
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T::Out>, A::Error> {
-        let mut place = Place { list: Some(self.list), ..Place::record(self.place.notes) };
-        let mut items = Vec::new();
-        while let Some(item) = seq.next_element_seed(ObjectSeed { place, shape: (self.shape)() })? {
-            items.push(item);
-            place.index += 1;
-        }
-        Ok(items)
-    }
-}
-
-/// A scalar as text; anything else is read over, dropped and counted.
-struct ExtraSeed<'a>(Place<'a>);
-
-impl ExtraSeed<'_> {
-    fn drop(&self) {
-        let dropped = &self.0.notes.dropped;
-        dropped.set(dropped.get() + 1);
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for ExtraSeed<'_> {
-    type Value = Option<String>;
-    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Option<String>, D::Error> {
-        d.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for ExtraSeed<'_> {
-    type Value = Option<String>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any value")
-    }
-    fn visit_str<E: Error>(self, v: &str) -> Result<Self::Value, E> {
-        Ok(Some(v.to_owned()))
-    }
-    fn visit_bool<E: Error>(self, v: bool) -> Result<Self::Value, E> {
-        Ok(Some(v.to_string()))
-    }
-    fn visit_i64<E: Error>(self, v: i64) -> Result<Self::Value, E> {
-        Ok(Some(v.to_string()))
-    }
-    fn visit_u64<E: Error>(self, v: u64) -> Result<Self::Value, E> {
-        Ok(Some(v.to_string()))
-    }
-    fn visit_f64<E: Error>(self, v: f64) -> Result<Self::Value, E> {
-        ScalarSeed(self.0).visit_f64(v).map(Some)
-    }
-    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-        self.drop();
-        Ok(None)
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
-        self.drop();
-        while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(None)
-    }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        self.drop();
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(None)
-    }
-}
-
 fn id<'de, A: MapAccess<'de>>(place: Place<'_>, map: &mut A) -> Result<String, A::Error> {
     checked_id(place, map.next_value_seed(ScalarSeed(place))?)
 }
@@ -218,20 +103,50 @@ fn needed<T>(value: Option<T>, place: Place<'_>, key: &'static str) -> Result<T,
     value.ok_or_else(|| What::MissingKey { place: place.name(), key })
 }
 
+/// A scalar of an unknown key; anything else is dropped and counted.
+fn extra<'de, A: MapAccess<'de>>(
+    place: Place<'_>,
+    map: &mut A,
+) -> Result<Option<String>, A::Error> {
+    let text = map.next_value_seed(AnySeed(place))?.ok();
+    if text.is_none() {
+        place.notes.dropped.set(place.notes.dropped.get() + 1);
+    }
+    Ok(text)
+}
+
+/// The value of `profile`, in questions and users alike.
+fn items<'de, A: MapAccess<'de>>(
+    task: LampTask,
+    place: Place<'_>,
+    map: &mut A,
+) -> Result<Items, A::Error> {
+    let shape = || ItemShape { task, id: None, fields: BTreeMap::new(), lacks: None };
+    let list = map.next_value_seed(ListSeed { place, list: "profile", shape })?;
+    let mut items = Items { usable: Vec::with_capacity(list.len()), num_unusable: 0, lacks: None };
+    for item in list {
+        match item {
+            Ok(item) => items.usable.push(item),
+            Err(what) => {
+                items.num_unusable += 1;
+                items.lacks.get_or_insert(what);
+            }
+        }
+    }
+    Ok(items)
+}
+
 struct ItemShape {
     task: LampTask,
     id: Option<String>,
     fields: BTreeMap<String, String>,
-}
-
-impl ItemShape {
-    fn of(task: LampTask) -> impl Fn() -> Self {
-        move || Self { task, id: None, fields: BTreeMap::new() }
-    }
+    /// The first required field whose value is none.
+    lacks: Option<What>,
 }
 
 impl Shape for ItemShape {
-    type Out = Item;
+    /// The item, or what it lacks: its own fault, not the record's.
+    type Out = Result<Item, What>;
     fn has(&self, key: &str) -> bool {
         (key == "id" && self.id.is_some()) || self.fields.contains_key(key)
     }
@@ -244,19 +159,27 @@ impl Shape for ItemShape {
         if key == "id" {
             self.id = Some(id(place, map)?);
         } else if self.task.required_fields().contains(&key) {
-            self.fields.insert(key.to_owned(), map.next_value_seed(ScalarSeed(place))?);
-        } else if let Some(text) = map.next_value_seed(ExtraSeed(place))? {
+            match map.next_value_seed(AnySeed(place))? {
+                Ok(text) => drop(self.fields.insert(key.to_owned(), text)),
+                Err(found) => {
+                    let (place, expected) = (place.name(), "a string, number or boolean");
+                    self.lacks.get_or_insert(What::WrongType { place, expected, found });
+                }
+            }
+        } else if let Some(text) = extra(place, map)? {
             self.fields.insert(key.to_owned(), text);
         }
         Ok(())
     }
-    fn finish(self, place: Place<'_>) -> Result<Item, What> {
-        let id = needed(self.id, place, "id")?;
-        let lacks = self.task.required_fields().iter().find(|f| !self.fields.contains_key(**f));
-        match lacks {
-            Some(key) => Err(What::MissingKey { place: place.name(), key }),
-            None => Ok(Item { id, fields: self.fields }),
-        }
+    fn finish(self, place: Place<'_>) -> Result<Self::Out, What> {
+        let mut required = self.task.required_fields().iter();
+        let absent = required.find(|field| !self.fields.contains_key(**field));
+        let missing = |key| What::MissingKey { place: place.name(), key };
+        Ok(match (self.id, self.lacks.or_else(|| absent.map(|key| missing(key)))) {
+            (None, _) => Err(missing("id")),
+            (Some(_), Some(what)) => Err(what),
+            (Some(id), None) => Ok(Item { id, fields: self.fields }),
+        })
     }
 }
 
@@ -293,9 +216,9 @@ impl Shape for AskedShape {
         match key {
             "id" => self.id = Some(id(place, map)?),
             "input" => self.input = Some(map.next_value_seed(ScalarSeed(place))?),
-            "gold" | "output" => self.answer = map.next_value_seed(ExtraSeed(place))?,
+            "gold" | "output" => self.answer = extra(place, map)?,
             _ => {
-                if let Some(text) = map.next_value_seed(ExtraSeed(place))? {
+                if let Some(text) = extra(place, map)? {
                     self.extra.insert(key.to_owned(), text);
                 }
             }
@@ -313,7 +236,7 @@ struct QuestionShape {
     task: LampTask,
     asked: AskedShape,
     user: Option<UserId>,
-    profile: Option<Vec<Item>>,
+    profile: Option<Items>,
 }
 
 impl Shape for QuestionShape {
@@ -333,11 +256,7 @@ impl Shape for QuestionShape {
     ) -> Result<(), A::Error> {
         match key {
             "user_id" => self.user = Some(user_id(place, map)?),
-            "profile" => {
-                let shape = ItemShape::of(self.task);
-                self.profile =
-                    Some(map.next_value_seed(ListSeed { place, list: "profile", shape })?);
-            }
+            "profile" => self.profile = Some(items(self.task, place, map)?),
             _ => {
                 self.asked.entry(place, key, map)?;
                 // Without a user the question's id is the user's.
@@ -357,7 +276,7 @@ impl Shape for QuestionShape {
 struct UserShape {
     task: LampTask,
     id: Option<UserId>,
-    profile: Option<Vec<Item>>,
+    profile: Option<Items>,
     asked: Option<Vec<Asked>>,
 }
 
@@ -379,11 +298,7 @@ impl Shape for UserShape {
     ) -> Result<(), A::Error> {
         match key {
             "user_id" => self.id = Some(user_id(place, map)?),
-            "profile" => {
-                let shape = ItemShape::of(self.task);
-                self.profile =
-                    Some(map.next_value_seed(ListSeed { place, list: "profile", shape })?);
-            }
+            "profile" => self.profile = Some(items(self.task, place, map)?),
             "query" => {
                 let shape = AskedShape::default;
                 self.asked = Some(map.next_value_seed(ListSeed { place, list: "query", shape })?);

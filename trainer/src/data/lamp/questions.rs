@@ -4,12 +4,12 @@
 //! kept. A user of one question is summarised as it goes by; the others are read again at the end.
 
 use super::LampTask;
-use super::join::{Join, Matching};
+use super::join::{Join, LeftOut, Matching};
 use super::parse::{Question, Refusal};
 use crate::data::elements::{Element, Elements, MAX_RECORD_BYTES};
 use crate::data::pass::{Pass, span};
 use crate::data::shelf::{Spans, read_span};
-use crate::data::{DataError, Location, Problem, Span, Tally, UserSummary, What};
+use crate::data::{DataError, Location, Problem, Span, UserSummary, What};
 use crate::ids::{UserId, UserKey};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -36,7 +36,7 @@ struct Group {
 
 enum State {
     /// One question, which is the whole user, and what was left out of it.
-    Ready(Box<(UserSummary, Tally)>),
+    Ready(Box<(UserSummary, LeftOut)>),
     /// One question, whose user does not qualify or fit.
     Left(Option<Box<What>>),
     /// Several questions, to be read again.
@@ -140,13 +140,13 @@ impl Indexer<'_, '_> {
         dropped_values: u64,
         place: Span,
     ) -> Result<State, Refusal> {
-        let (record, mut tally) = self.join.questions(vec![question])?;
-        tally.dropped_values += dropped_values;
-        if let Some(what) = self.pass.unfit(&record) {
+        let (record, mut left) = self.join.questions(vec![question])?;
+        left.tally.dropped_values += dropped_values;
+        if let Some(what) = left.unfit(&record, self.pass) {
             return Ok(State::Left(Some(Box::new(what))));
         }
         let selected = self.pass.select(record, Spans::One(place));
-        Ok(selected.map_or(State::Left(None), |user| State::Ready(Box::new((user, tally)))))
+        Ok(selected.map_or(State::Left(None), |user| State::Ready(Box::new((user, left)))))
     }
 }
 
@@ -166,10 +166,15 @@ fn finish(
         }
         let first = group.spans.first().map_or(Location::File, at);
         let refusal = |user, what| Problem { file: path.clone(), at: first, user, what };
+        let unusable = |user: &UserSummary, lacks: Option<(usize, What)>| {
+            let (question, what) = lacks?;
+            let at = user.spans.iter().nth(question).map_or(first, |span| at(*span));
+            Some(Problem { file: path.clone(), at, user: Some(user.id.clone()), what })
+        };
         match group.state {
             State::Ready(ready) => {
-                let (user, tally) = *ready;
-                pass.tally.add(&tally);
+                let (user, left) = *ready;
+                pass.left_out(left.tally, unusable(&user, left.lacks));
                 users.push(user);
             }
             State::Left(None) => {}
@@ -180,12 +185,13 @@ fn finish(
                 let bytes = bytes.collect::<Result<Vec<_>, _>>()?;
                 match join.lamp(&bytes) {
                     Err((user, what)) => pass.refuse(refusal(user, what))?,
-                    Ok((record, tally)) => match pass.unfit(&record) {
+                    Ok((record, left)) => match left.unfit(&record, pass) {
                         Some(what) => pass.refuse(refusal(Some(group.id), what))?,
                         None => {
-                            let selected = pass.select(record, group.spans);
-                            selected.is_some().then(|| pass.tally.add(&tally));
-                            users.extend(selected);
+                            if let Some(user) = pass.select(record, group.spans) {
+                                pass.left_out(left.tally, unusable(&user, left.lacks));
+                                users.push(user);
+                            }
                         }
                     },
                 }

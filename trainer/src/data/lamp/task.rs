@@ -106,7 +106,7 @@ const NEWS_CATEGORY: Facts = Facts {
     name: "news_category",
     lamp_id: "LaMP_2N",
     oppu_name: Some("news_categorize"),
-    aliases: &["news_categorization"],
+    aliases: &["news_categorization", "LaMP_2_old"],
     required: &["text", "category"],
     optional: &["title", "date"],
     input_field: "text",
@@ -202,11 +202,11 @@ fn bare(name: &str) -> String {
 }
 
 impl LampTask {
-    /// All tasks, in the benchmark's order.
+    /// All tasks, in the benchmark's order; of the two LaMP-2 the older first.
     pub const ALL: [Self; 8] = [
         Self::Citation,
-        Self::MovieTag,
         Self::NewsCategory,
+        Self::MovieTag,
         Self::Rating,
         Self::Headline,
         Self::ScholarlyTitle,
@@ -316,7 +316,7 @@ impl fmt::Display for LampTask {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     #[test]
     fn no_name_means_two_tasks_and_every_published_one_is_known() {
@@ -334,6 +334,7 @@ mod tests {
             ("LaMP_1", LampTask::Citation),
             ("LaMP_2M", LampTask::MovieTag),
             ("LaMP_2N", LampTask::NewsCategory),
+            ("LaMP-2-old", LampTask::NewsCategory),
             ("LaMP-3", LampTask::Rating),
             ("lamp 4", LampTask::Headline),
             ("LaMP_5", LampTask::ScholarlyTitle),
@@ -344,6 +345,8 @@ mod tests {
             ("news_categorize", LampTask::NewsCategory),
             ("product_rating", LampTask::Rating),
             ("news_headline", LampTask::Headline),
+            ("tweet_paraphrase", LampTask::TweetParaphrase),
+            ("Scholarly_Title", LampTask::ScholarlyTitle),
         ];
         for (name, task) in published {
             assert_eq!(LampTask::parse(name), Ok(task), "{name}");
@@ -352,7 +355,8 @@ mod tests {
         assert!(matches!(LampTask::parse("LaMP_2"), Err(TaskError::Ambiguous { .. })));
         assert!(LampTask::parse("LaMP_9").unwrap_err().to_string().contains("tweet_paraphrase"));
         let meant = LampTask::ALL.into_iter().filter(|t| t.is_called("LaMP_2"));
-        assert_eq!(meant.collect::<Vec<_>>(), [LampTask::MovieTag, LampTask::NewsCategory]);
+        assert_eq!(meant.collect::<Vec<_>>(), [LampTask::NewsCategory, LampTask::MovieTag]);
+        assert!(!LampTask::MovieTag.is_called("LaMP_2N") && LampTask::MovieTag.is_called("LaMP_8"));
     }
 
     #[test]
@@ -365,5 +369,12 @@ mod tests {
         }
         let counts = LampTask::ALL.map(|t| t.labels().len());
         assert_eq!(counts, [2, 15, 15, 5, 0, 0, 0, 0]);
+        for task in LampTask::ALL {
+            let distinct: BTreeSet<_> = task.labels().iter().collect();
+            assert_eq!(distinct.len(), task.labels().len(), "{task} has a label twice");
+        }
+        let ends = |t: LampTask| (t.labels()[0], t.labels()[14]);
+        assert_eq!(ends(LampTask::MovieTag), ("sci-fi", "true story"));
+        assert_eq!(ends(LampTask::NewsCategory), ("travel", "religion"));
     }
 }

@@ -1,31 +1,9 @@
 //! A config over files it extends, with the variants it has.
 
-#![expect(clippy::unwrap_used, reason = "test code")]
-
+use crate::{GOOD, document};
 use std::collections::BTreeMap;
 use std::path::Path;
 use trainer::config::{Document, Error, Text, read_layers};
-
-const GOOD: &str = r#"[run]
-name = "t"
-out_dir = "out"
-[base]
-path = "base.gguf"
-[data]
-source = "jsonl"
-personal = "a.jsonl"
-population = "b.jsonl"
-[prompt]
-template = "plain"
-[predict]
-mode = "label"
-[evaluate]
-metrics = ["mae"]
-"#;
-
-fn document(text: &str) -> Document {
-    Document::parse(Path::new("/dir/c.toml"), text).unwrap()
-}
 
 fn layers(texts: &[(&str, &str)]) -> Vec<Text> {
     let text = |(file, text): &(&str, &str)| Text { file: file.into(), text: (*text).to_owned() };

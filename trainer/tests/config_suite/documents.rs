@@ -1,34 +1,13 @@
 //! What a config may say, what it may not, and the message each fault gets.
 
-#![expect(clippy::unwrap_used, reason = "test code")]
-
+use crate::{GOOD, document};
 use std::collections::BTreeMap;
 use std::path::Path;
 use trainer::config::{
-    Config, Default, Document, Effect, Error, Kind, OVERRIDE, RECIPE, SECTIONS, recipe_names,
+    Config, Default, Document, Effect, Error, Kind, OVERRIDE, RECIPE, Recipe, SECTIONS,
+    recipe_names,
 };
 use trainer::ids::UserId;
-
-const GOOD: &str = r#"[run]
-name = "t"
-out_dir = "out"
-[base]
-path = "base.gguf"
-[data]
-source = "jsonl"
-personal = "a.jsonl"
-population = "b.jsonl"
-[prompt]
-template = "plain"
-[predict]
-mode = "label"
-[evaluate]
-metrics = ["mae"]
-"#;
-
-fn document(text: &str) -> Document {
-    Document::parse(Path::new("/dir/c.toml"), text).unwrap()
-}
 
 fn good() -> Config {
     document(GOOD).resolve(&BTreeMap::new()).unwrap()
@@ -195,6 +174,12 @@ fn defaults_and_recipes() {
         (lamp.weight_decay, lamp.warmup_ratio, lamp.targets.concat()),
         (1e-4, 0.05, "qkv".into())
     );
+    for name in recipe_names() {
+        let config = set(&[&format!("individual.recipe={name}")]).unwrap();
+        assert_eq!(Recipe::named(name).unwrap(), config.individual.training, "{name}");
+    }
+    let message = Recipe::named("oppu-cod").unwrap_err().to_string();
+    assert_eq!(message, "no recipe is called \"oppu-cod\"; did you mean `oppu-code`?");
     let mixed = set(&["individual.recipe=personal-small", "individual.alpha=4"]).unwrap();
     assert_eq!((mixed.individual.training.alpha, mixed.individual.training.epochs), (4.0, 4));
 }
