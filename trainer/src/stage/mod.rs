@@ -7,6 +7,7 @@ pub mod engine;
 pub mod foresee;
 pub mod individual;
 pub mod lesson;
+pub mod own;
 pub mod population;
 pub mod predict;
 pub mod recipe;

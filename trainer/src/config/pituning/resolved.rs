@@ -282,3 +282,38 @@ pub struct EventEvaluate {
     /// Level of the intervals.
     pub confidence: f64,
 }
+
+impl EventArm {
+    /// Its name in configs, files and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MostFrequent => "most_frequent",
+            Self::PersonalFrequency => "personal_frequency",
+            Self::PersonalTime => "personal_time",
+            Self::Markov => "markov",
+            Self::PersonalMarkov => "personal_markov",
+            Self::Teacher => "teacher",
+            Self::Population => "population",
+            Self::Finetune => "finetune",
+            Self::Focal => "focal",
+            Self::Oversample => "oversample",
+            Self::Unlearned => "unlearned",
+            Self::Personal => "personal",
+            Self::Permuted => "permuted",
+            Self::Truth => "truth",
+        }
+    }
+
+    /// Whether people are tuned for it.
+    pub fn tuned(self) -> bool {
+        matches!(
+            self,
+            Self::Finetune | Self::Focal | Self::Oversample | Self::Unlearned | Self::Personal
+        )
+    }
+
+    /// Whether it needs the student (or the population model in its place).
+    pub fn of_student(self) -> bool {
+        self.tuned() || matches!(self, Self::Population | Self::Permuted)
+    }
+}
