@@ -87,6 +87,46 @@ pub enum EventArm {
     Truth,
 }
 
+impl EventArm {
+    /// All there are.
+    pub const ALL: [Self; 14] = [
+        Self::MostFrequent,
+        Self::PersonalFrequency,
+        Self::PersonalTime,
+        Self::Markov,
+        Self::PersonalMarkov,
+        Self::Teacher,
+        Self::Population,
+        Self::Finetune,
+        Self::Focal,
+        Self::Oversample,
+        Self::Unlearned,
+        Self::Personal,
+        Self::Permuted,
+        Self::Truth,
+    ];
+
+    /// Its name in configs, files and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MostFrequent => "most_frequent",
+            Self::PersonalFrequency => "personal_frequency",
+            Self::PersonalTime => "personal_time",
+            Self::Markov => "markov",
+            Self::PersonalMarkov => "personal_markov",
+            Self::Teacher => "teacher",
+            Self::Population => "population",
+            Self::Finetune => "finetune",
+            Self::Focal => "focal",
+            Self::Oversample => "oversample",
+            Self::Unlearned => "unlearned",
+            Self::Personal => "personal",
+            Self::Permuted => "permuted",
+            Self::Truth => "truth",
+        }
+    }
+}
+
 /// `[data]`: whose events.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
