@@ -23,6 +23,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// The population stage alone: task adapter, merged base.
     Population(RunArgs),
+    /// Everything up to the student of a PITuning run.
+    Distill(RunArgs),
     /// Everything up to the personal adapters.
     Individual(RunArgs),
     /// Everything up to the predictions of all arms.
@@ -302,6 +304,9 @@ pub(crate) enum Bench {
     Train(BenchTrainArgs),
     /// Batched prediction against one user after another.
     Predict(BenchPredictArgs),
+    /// The device table of a PITuning config: parameters, latency of one window, memory of tuning, for the population model
+    /// and the student.
+    Device(RunArgs),
 }
 
 /// What both benchmarks take.

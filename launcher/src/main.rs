@@ -10,6 +10,7 @@ mod env;
 mod evaluate_files;
 mod exit;
 mod labels;
+mod pituning;
 mod plan;
 mod prepare;
 mod run;
@@ -76,6 +77,7 @@ fn dispatch(command: Command, env: &Env, comm: &dyn Communicator) -> anyhow::Res
             None => alone(comm, || evaluate_files::run(&args.predictions, &args.files)),
         },
         Command::Population(args) => run(&args, Until::Population, env, comm),
+        Command::Distill(args) => run(&args, Until::Distill, env, comm),
         Command::Individual(args) => run(&args, Until::Individual, env, comm),
         Command::Predict(args) => run(&args, Until::Predict, env, comm),
         Command::Plan(mut args) => {
@@ -89,7 +91,7 @@ fn dispatch(command: Command, env: &Env, comm: &dyn Communicator) -> anyhow::Res
         Command::Import(args) => alone(comm, || adapters::import(&args, env)),
         Command::Verify(args) => alone(comm, || adapters::verify(&args, env)),
         Command::Forget(args) => alone(comm, || adapters::forget(&args)),
-        Command::Bench(args) => alone(comm, || bench::run(&args, env)),
+        Command::Bench(args) => alone(comm, || bench::run(&args, env, comm)),
         Command::Completions { .. } => Ok(Exit::Done),
     }
 }

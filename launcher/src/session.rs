@@ -63,9 +63,8 @@ pub(crate) struct Loaded {
     data: Option<(Source, bool, Dataset)>,
 }
 
-/// The config, read by rank 0 and the same on all ranks.
-pub(crate) fn config(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Config> {
-    let document = document(args, comm)?;
+/// The config that a document means.
+pub(crate) fn config(document: Document, args: &RunArgs, env: &Env) -> anyhow::Result<Config> {
     if document.is_study() {
         return Err(anyhow::anyhow!("{} is a study of several runs", args.config.display()))
             .input("launcher study --config FILE runs its cells");
@@ -75,7 +74,7 @@ pub(crate) fn config(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyh
         .input("launcher run --config FILE --print-config shows every key")
 }
 
-/// The config as written, with the command line's variants and settings.
+/// The config as written, with the command line's variants and settings: read by rank 0 and the same on all ranks.
 pub(crate) fn document(args: &RunArgs, comm: &dyn Communicator) -> anyhow::Result<Document> {
     let mut text = Vec::new();
     if comm.rank() == 0 {

@@ -10,12 +10,14 @@ use crate::exit::Exit;
 use crate::watch::print;
 use anyhow::Context;
 use std::path::Path;
+use trainer::comm::Communicator;
 use trainer::store::write_atomic;
 
-pub(crate) fn run(bench: &Bench, env: &Env) -> anyhow::Result<Exit> {
+pub(crate) fn run(bench: &Bench, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Exit> {
     match bench {
         Bench::Train(args) => train::run(args, env),
         Bench::Predict(args) => predict::run(args, env),
+        Bench::Device(args) => crate::pituning::bench(args, env, comm),
     }
 }
 

@@ -109,7 +109,8 @@ pub(crate) fn run(
 
 fn stages(course: &Course<'_>, until: Until) -> anyhow::Result<Exit> {
     let requeue = || {
-        course.say("stopped on a signal; everything finished is committed, the same command goes on");
+        course
+            .say("stopped on a signal; everything finished is committed, the same command goes on");
         Ok(Exit::Requeue)
     };
     let arms = &course.session.config.run.arms;
@@ -148,7 +149,11 @@ fn stages(course: &Course<'_>, until: Until) -> anyhow::Result<Exit> {
 }
 
 /// Makes the folder, or checks that what is there is this very run.
-fn prepare_folder(session: &EventSession, env: &Env, comm: &dyn Communicator) -> anyhow::Result<()> {
+fn prepare_folder(
+    session: &EventSession,
+    env: &Env,
+    comm: &dyn Communicator,
+) -> anyhow::Result<()> {
     let manifest = session.manifest(env, comm)?;
     let verdict = if comm.rank() == 0 { lead_folder(session, &manifest) } else { Ok(()) };
     // Every rank must leave by the same door.

@@ -55,11 +55,10 @@ pub(super) fn population(course: &Course<'_>) -> anyhow::Result<Option<ModelFile
         let source = HuggingFace::open(folder).input(hint)?;
         places.take_blocks(&session.teacher, &source, &mut params).input(hint)?;
     }
-    let (windows, validation) = (session.population(Part::Train), session.population(Part::Validation));
-    let reconstruction = (config.mask_ratio > 0.0).then_some(Reconstruction {
-        mask_ratio: config.mask_ratio,
-        lambda: config.lambda,
-    });
+    let (windows, validation) =
+        (session.population(Part::Train), session.population(Part::Validation));
+    let reconstruction = (config.mask_ratio > 0.0)
+        .then_some(Reconstruction { mask_ratio: config.mask_ratio, lambda: config.lambda });
     let job = Job {
         stage: Stage::Population,
         spec: &session.teacher,
@@ -73,7 +72,10 @@ pub(super) fn population(course: &Course<'_>) -> anyhow::Result<Option<ModelFile
 }
 
 /// The student, distilled or found done; the population model itself where there is none. `None` when stopped.
-pub(super) fn student(course: &Course<'_>, teacher: ModelFile) -> anyhow::Result<Option<ModelFile>> {
+pub(super) fn student(
+    course: &Course<'_>,
+    teacher: ModelFile,
+) -> anyhow::Result<Option<ModelFile>> {
     let (session, config) = (course.session, &course.session.config.distill);
     if !config.enabled {
         return Ok(Some(teacher));
@@ -86,7 +88,8 @@ pub(super) fn student(course: &Course<'_>, teacher: ModelFile) -> anyhow::Result
     let places = Places::new(&session.student);
     let mut params = vec![0.0; places.len()];
     places.initialise(key, &mut params);
-    let (windows, validation) = (session.population(Part::Train), session.population(Part::Validation));
+    let (windows, validation) =
+        (session.population(Part::Train), session.population(Part::Validation));
     course.say("asking the population model for its answers");
     let logits = shared_logits(course, &teacher, &windows)?;
     #[expect(clippy::cast_possible_truncation, reason = "rounded once to f32")]
@@ -190,7 +193,9 @@ pub(super) fn budget(session: &EventSession, bytes: usize) -> anyhow::Result<()>
     let (needed, there) = (gigabytes(bytes), session.config.engine.memory_gb);
     if needed > there {
         return Err(anyhow::anyhow!("{needed:.2} GB are needed, engine.memory_gb is {there:.2}"))
-            .input("raise engine.memory_gb, or lower engine.pack_tokens or population.virtual_shards");
+            .input(
+                "raise engine.memory_gb, or lower engine.pack_tokens or population.virtual_shards",
+            );
     }
     Ok(())
 }
@@ -284,17 +289,18 @@ pub(super) fn print_plan(session: &EventSession, comm: &dyn Communicator) -> any
     }
     let (config, vocabulary) = (&session.config, &session.data.vocabulary);
     let cold = session.data.users.iter().filter(|u| u.cold).count();
-    let windows = |part| -> usize {
-        (0..session.data.users.len()).map(|n| session.of(n, part).len()).sum()
-    };
+    let windows =
+        |part| -> usize { (0..session.data.users.len()).map(|n| session.of(n, part).len()).sum() };
     let columns: Vec<String> =
         vocabulary.columns.iter().map(|c| format!("{} {}", c.name, c.size)).collect();
     let of = |spec: &EventSpec| Places::new(spec).len();
     let people = session.data.users.len();
     let (train, test) = (windows(Part::Train), windows(Part::Test));
-    let own = session.lists.lists().first().map_or(of(&session.student), |l| {
-        l.params(session.lora.lora_rank as usize)
-    });
+    let own = session
+        .lists
+        .lists()
+        .first()
+        .map_or(of(&session.student), |l| l.params(session.lora.lora_rank as usize));
     let net = EventNetwork::new(Cpu, session.teacher.clone())?;
     let shards = shards_of(0, comm.size(), config.population.virtual_shards).len();
     let bytes = WholeTrainer::bytes(&net, session.pack_rows(), shards);
@@ -363,7 +369,9 @@ fn latency(session: &EventSession, spec: &EventSpec) -> anyhow::Result<f64> {
     places.initialise([1, 2], &mut params);
     let model = ModelFile { spec: spec.clone(), params };
     let (number, window) = (0..session.data.users.len())
-        .find_map(|n| session.of(n, Part::Train).into_iter().max_by_key(|w| w.1.prompt_len).map(|w| (n, w.1)))
+        .find_map(|n| {
+            session.of(n, Part::Train).into_iter().max_by_key(|w| w.1.prompt_len).map(|w| (n, w.1))
+        })
         .ok_or_else(|| anyhow::anyhow!("nobody has a training window"))?;
     let user = session.data.users[number].id.clone();
     let askers = [Asker { user, own: None, windows: vec![window] }];

@@ -158,8 +158,7 @@ fn course_askers(
     numbers: &[usize],
     own: impl Fn(usize) -> anyhow::Result<Option<Own>>,
 ) -> anyhow::Result<Askers> {
-    let mut askers =
-        Askers { people: Vec::new(), numbers: numbers.to_vec(), targets: Vec::new() };
+    let mut askers = Askers { people: Vec::new(), numbers: numbers.to_vec(), targets: Vec::new() };
     for &number in numbers {
         let windows = course.session.of(number, Part::Test);
         let gold = |w: &trainer::prompt::Example| w.tokens.last().copied().unwrap_or(0);
@@ -200,10 +199,8 @@ fn tuned(course: &Course<'_>, arm: EventArm, student: &ModelFile) -> anyhow::Res
         .input("the arm's people are tuned first: launcher individual")?;
     let keys: Vec<UserKey> =
         store.users().values().filter(|e| e.status == Status::Done).map(|e| e.key).collect();
-    let numbers: Vec<usize> = mine(course)
-        .into_iter()
-        .filter(|&n| whose(course, arm, &keys, n).is_some())
-        .collect();
+    let numbers: Vec<usize> =
+        mine(course).into_iter().filter(|&n| whose(course, arm, &keys, n).is_some()).collect();
     let own = |number: usize| -> anyhow::Result<Option<Own>> {
         let Some(key) = whose(course, arm, &keys, number) else { return Ok(None) };
         let adapter = store.get(&key)?;
@@ -255,11 +252,13 @@ fn of_one(
     let mut lines = Vec::new();
     models::with_model(course.session, model, |engine| {
         let mut failed = None;
-        foresee(engine, &askers.people, form(course), &mut |asker, window, shares| {
-            match line(course, askers.about(asker, window), shares) {
-                Ok(line) => lines.push((number, line)),
-                Err(error) => failed = Some(error),
-            }
+        foresee(engine, &askers.people, form(course), &mut |asker, window, shares| match line(
+            course,
+            askers.about(asker, window),
+            shares,
+        ) {
+            Ok(line) => lines.push((number, line)),
+            Err(error) => failed = Some(error),
         })?;
         Ok(failed)
     })?

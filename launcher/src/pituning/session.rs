@@ -187,7 +187,8 @@ fn data_of(config: &EventConfig) -> anyhow::Result<(EventData, Option<Truth>, Ve
             Ok((data, Some(truth), Vec::new()))
         }
         EventSourceKind::Log => {
-            let format = Format::resolve(source.preset.as_deref(), &source.format).input(DATA_HINT)?;
+            let format =
+                Format::resolve(source.preset.as_deref(), &source.format).input(DATA_HINT)?;
             let split = Split {
                 train: source.train,
                 validation: source.validation,
@@ -200,7 +201,10 @@ fn data_of(config: &EventConfig) -> anyhow::Result<(EventData, Option<Truth>, Ve
             let mut notes: Vec<String> =
                 tally.problems.iter().map(|problem| format!("skipped: {problem}")).collect();
             if tally.bad_rows > 0 {
-                notes.push(format!("{} of {} rows are bad and were skipped", tally.bad_rows, tally.rows));
+                notes.push(format!(
+                    "{} of {} rows are bad and were skipped",
+                    tally.bad_rows, tally.rows
+                ));
             }
             if tally.short_users > 0 {
                 notes.push(format!("{} people have too few events", tally.short_users));
@@ -246,7 +250,8 @@ fn adapters(config: &EventConfig, student: &EventSpec) -> anyhow::Result<(Adapte
     let mut sites = SiteList::of_base(&trunk, &targets).input(hint)?;
     if config.individual.tune == Tune::AdaptersAndHead {
         let (n, d) = (student.intents, student.hidden);
-        let tensor = |name: &str, dims: &[usize]| WholeTensor { name: name.into(), dims: dims.into() };
+        let tensor =
+            |name: &str, dims: &[usize]| WholeTensor { name: name.into(), dims: dims.into() };
         let changes = [tensor("intent.table.change", &[n, d]), tensor("intent.bias.change", &[n])];
         sites = sites.with_whole(changes.to_vec());
     }

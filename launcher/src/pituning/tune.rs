@@ -19,7 +19,9 @@ use trainer::report::{Event, Stage};
 use trainer::shard::{CostModel, plan};
 use trainer::stage::engine::{Engine, Events};
 use trainer::stage::individual::{End, Watch};
-use trainer::stage::lesson::{ForgetFrom, Forgetting, RetainTo, focal, oversampled, plain, unlearning};
+use trainer::stage::lesson::{
+    ForgetFrom, Forgetting, RetainTo, focal, oversampled, plain, unlearning,
+};
 use trainer::stage::trainee::{Outcome, Trainee};
 use trainer::stage::tune::{Lesson, Person, Tuning, run as tune};
 use trainer::store::{
@@ -57,10 +59,11 @@ fn stored(folder: &std::path::Path) -> anyhow::Result<BTreeMap<UserKey, Entry>> 
 /// The sites and whole tensors of a person's own part.
 pub(super) fn sites(course: &Course<'_>, student: &ModelFile) -> anyhow::Result<SiteList> {
     if course.session.config.individual.tune == Tune::All {
-        let tensors = Places::new(&student.spec).tensors().iter().map(|place| WholeTensor {
-            name: place.name.clone(),
-            dims: place.dims.clone(),
-        });
+        let places = Places::new(&student.spec);
+        let tensors = places
+            .tensors()
+            .iter()
+            .map(|place| WholeTensor { name: place.name.clone(), dims: place.dims.clone() });
         return Ok(SiteList::whole_only(tensors.collect())?);
     }
     Ok(course.session.lists.lists()[0].clone())
@@ -87,7 +90,9 @@ pub(super) fn arm(course: &Course<'_>, arm: EventArm, student: &ModelFile) -> an
         seed: session.config.run.seed,
     };
     std::fs::create_dir_all(&store)?;
-    let steps = people.iter().map(|p| steps_of(&p.unlearn, &tuning.unlearn) + steps_of(&p.learn, &tuning.learn));
+    let steps = people
+        .iter()
+        .map(|p| steps_of(&p.unlearn, &tuning.unlearn) + steps_of(&p.learn, &tuning.learn));
     let mut watch = Watcher {
         course,
         sites: sites(course, student)?,
@@ -156,7 +161,8 @@ fn whole(
     watch: &mut Watcher<'_>,
 ) -> anyhow::Result<End> {
     let session = course.session;
-    let rows = student.spec.window * tuning.learn.batch_size.max(tuning.unlearn.batch_size) as usize;
+    let rows =
+        student.spec.window * tuning.learn.batch_size.max(tuning.unlearn.batch_size) as usize;
     let threads = rayon::current_num_threads();
     let net = EventNetwork::new(Cpu, student.spec.clone())?;
     models::budget(session, threads * trainer::stage::whole::WholeTrainer::bytes(&net, rows, 1))?;
@@ -191,19 +197,19 @@ fn persons(
     mine: &[usize],
 ) -> anyhow::Result<Vec<Person>> {
     let session = course.session;
-    let windows: Vec<Vec<Example>> =
-        mine.iter().map(|&n| session.of(n, Part::Train).into_iter().map(|(_, w)| w).collect()).collect();
+    let windows: Vec<Vec<Example>> = mine
+        .iter()
+        .map(|&n| session.of(n, Part::Train).into_iter().map(|(_, w)| w).collect())
+        .collect();
     let forgets = matches!(arm, EventArm::Personal | EventArm::Unlearned);
-    let teacher = if forgets {
-        models::logits(session, student, &windows.concat())?
-    } else {
-        Vec::new()
-    };
+    let teacher =
+        if forgets { models::logits(session, student, &windows.concat())? } else { Vec::new() };
     let population = session.counts(None);
     let (mut people, mut from) = (Vec::with_capacity(mine.len()), 0);
     for (&number, windows) in mine.iter().zip(windows) {
         let user = session.data.users[number].id.clone();
-        let logits = &teacher[from..from + if forgets { windows.len() * student.spec.intents } else { 0 }];
+        let logits =
+            &teacher[from..from + if forgets { windows.len() * student.spec.intents } else { 0 }];
         from += logits.len();
         let unlearn = if forgets {
             let split = split(course, &population, (&windows, logits))?;
@@ -257,7 +263,8 @@ fn split(
     for (window, row) in windows.iter().zip(logits.chunks_exact(intents.max(1))) {
         let intent = window.tokens.last().copied().unwrap_or(0) as usize;
         counted[intent] += 1;
-        let first = row.iter().enumerate().fold(0, |best, (n, x)| if *x > row[best] { n } else { best });
+        let first =
+            row.iter().enumerate().fold(0, |best, (n, x)| if *x > row[best] { n } else { best });
         hits[intent] += u64::from(first == intent);
     }
     let rule = match config.rule.as_str() {

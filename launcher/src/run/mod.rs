@@ -37,6 +37,8 @@ use trainer::store::{Manifest, write_atomic};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Until {
     Population,
+    /// Of PITuning runs alone.
+    Distill,
     Individual,
     Predict,
     Evaluate,
@@ -83,7 +85,15 @@ pub(crate) fn run(
     env: &Env,
     comm: &dyn Communicator,
 ) -> anyhow::Result<Exit> {
-    let config = session::config(args, env, comm)?;
+    let document = session::document(args, comm)?;
+    if document.method().input("run.method is pituning, or not there")?.is_some() {
+        return crate::pituning::run(&document, args, until, (env, comm));
+    }
+    if until == Until::Distill {
+        return Err(anyhow::anyhow!("{} distils nothing", args.config.display()))
+            .input("distilling is a stage of PITuning runs: run.method = \"pituning\"");
+    }
+    let config = session::config(document, args, env)?;
     if args.print_config {
         if comm.rank() == 0 {
             print(config.to_toml()?.trim_end());

@@ -190,7 +190,8 @@ impl Document {
         }
     }
 
-    fn at(&self, path: &str) -> Option<&Value> {
+    /// The value at a key, if it is written.
+    pub(super) fn at(&self, path: &str) -> Option<&Value> {
         let (first, rest) = path.split_once('.').map_or((path, None), |(a, b)| (a, Some(b)));
         let mut value = self.table.get(first)?;
         for name in rest.into_iter().flat_map(|r| r.split('.')) {

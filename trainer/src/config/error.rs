@@ -197,6 +197,12 @@ impl fmt::Display for Kind {
                 let names: Vec<&str> = super::recipe_names().collect();
                 write!(f, "a recipe's name: {}", words(&names))
             }
+            Kind::EventRecipe => {
+                let names: Vec<&str> = super::pituning::recipe_names().collect();
+                write!(f, "a recipe's name: {}", words(&names))
+            }
+            Kind::Paths => f.write_str("a list, without repeats, of paths that are not empty"),
+            Kind::Table => f.write_str("a table; its numbers are finite"),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! Whether two configs are the same, and where they differ.
 
 use super::error::Error;
-use super::keys::{Effect, SECTIONS};
+use super::keys::{Effect, SECTIONS, Section};
 use super::resolved::Config;
+use serde::Serialize;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -43,7 +44,7 @@ impl Config {
     /// # Errors
     /// A value JSON cannot say.
     pub fn hash(&self) -> Result<Hash, Error> {
-        Ok(hash_of(&json(self)?, "myriad 2026 config"))
+        whole(self)
     }
 
     /// The hash of what can change results: without the run's name and folder, the paths of base and data (whose bytes
@@ -53,15 +54,7 @@ impl Config {
     /// # Errors
     /// A value JSON cannot say.
     pub fn result_hash(&self) -> Result<Hash, Error> {
-        let mut whole = json(self)?;
-        for section in SECTIONS {
-            for key in section.keys.iter().filter(|k| k.effect == Effect::Placement) {
-                if let Some(table) = whole.get_mut(section.name).and_then(Value::as_object_mut) {
-                    table.remove(key.name);
-                }
-            }
-        }
-        Ok(hash_of(&whole, "myriad 2026 config results"))
+        results(self, SECTIONS)
     }
 
     /// Where `self` and `other` differ, by key.
@@ -69,28 +62,55 @@ impl Config {
     /// # Errors
     /// A value JSON cannot say.
     pub fn differences(&self, other: &Config) -> Result<Vec<Difference>, Error> {
-        let (was, is) = (flat(&json(self)?), flat(&json(other)?));
-        let keys: std::collections::BTreeSet<&String> = was.keys().chain(is.keys()).collect();
-        let differ = keys.into_iter().filter(|key| was.get(*key) != is.get(*key));
-        let difference = |key: &String| Difference {
-            key: key.clone(),
-            was: was.get(key).cloned(),
-            is: is.get(key).cloned(),
-            effect: effect(key),
-        };
-        Ok(differ.map(difference).collect())
+        differences(self, other, SECTIONS)
     }
 }
 
+/// The hash of every value of a config.
+pub(super) fn whole(config: &impl Serialize) -> Result<Hash, Error> {
+    Ok(hash_of(&json(config)?, "myriad 2026 config"))
+}
+
+/// The hash of a config's values without those that say where and how fast.
+pub(super) fn results(config: &impl Serialize, sections: &[Section]) -> Result<Hash, Error> {
+    let mut whole = json(config)?;
+    for section in sections {
+        for key in section.keys.iter().filter(|k| k.effect == Effect::Placement) {
+            if let Some(table) = whole.get_mut(section.name).and_then(Value::as_object_mut) {
+                table.remove(key.name);
+            }
+        }
+    }
+    Ok(hash_of(&whole, "myriad 2026 config results"))
+}
+
+/// Where two configs of the same sections differ, by key.
+pub(super) fn differences<C: Serialize>(
+    was: &C,
+    is: &C,
+    sections: &[Section],
+) -> Result<Vec<Difference>, Error> {
+    let (was, is) = (flat(&json(was)?), flat(&json(is)?));
+    let keys: std::collections::BTreeSet<&String> = was.keys().chain(is.keys()).collect();
+    let differ = keys.into_iter().filter(|key| was.get(*key) != is.get(*key));
+    let difference = |key: &String| Difference {
+        key: key.clone(),
+        was: was.get(key).cloned(),
+        is: is.get(key).cloned(),
+        effect: effect(key, sections),
+    };
+    Ok(differ.map(difference).collect())
+}
+
 /// Whether a key, given with its section, can change results.
-pub(super) fn effect(path: &str) -> Effect {
+pub(super) fn effect(path: &str, sections: &[Section]) -> Effect {
     let Some((section, name)) = path.split_once('.') else { return Effect::Result };
-    let section = SECTIONS.iter().find(|s| s.name == section);
+    let section = sections.iter().find(|s| s.name == section);
     let key = section.and_then(|s| s.keys.iter().find(|k| k.name == name));
     key.map_or(Effect::Result, |k| k.effect)
 }
 
-fn json(config: &Config) -> Result<Value, Error> {
+fn json(config: &impl Serialize) -> Result<Value, Error> {
     serde_json::to_value(config).map_err(|e| Error::Unsayable { reason: e.to_string() })
 }
 

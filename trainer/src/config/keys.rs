@@ -1,5 +1,6 @@
 //! Every key of a config: its kind, what it may be, its default, whether it can change results. The one place for all
-//! four; the structs of `resolved.rs` hold the values, and a test keeps the two in step.
+//! four; the structs of `resolved.rs` hold the values, and a test keeps the two in step. PITuning's sections are in
+//! `pituning/keys.rs`.
 
 /// What a value may be.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -28,6 +29,12 @@ pub enum Kind {
     Texts,
     /// The name of a recipe.
     Recipe,
+    /// The name of a recipe of PITuning.
+    EventRecipe,
+    /// A list without repeats, not empty, of paths.
+    Paths,
+    /// A table whose keys its own reader knows; its numbers are finite.
+    Table,
 }
 
 /// Whether a key can change what a run computes.
@@ -76,12 +83,26 @@ pub struct Section {
     pub keys: &'static [Key],
     /// Whether it also has every key of a recipe.
     pub recipe: bool,
+    /// Whether it also has a list of [`OVERRIDES`].
+    pub overrides: bool,
+}
+
+impl Section {
+    /// A section of its keys alone.
+    pub(super) const fn plain(name: &'static str, keys: &'static [Key]) -> Self {
+        Self { name, keys, recipe: false, overrides: false }
+    }
+
+    /// A section that has a recipe's keys besides.
+    pub(super) const fn trained(name: &'static str, keys: &'static [Key]) -> Self {
+        Self { name, keys, recipe: true, overrides: false }
+    }
 }
 
 use self::Default::{FromRecipe, Is, Required, Unset};
 use self::Effect::{Placement, Result};
 
-const fn key(
+pub(super) const fn key(
     name: &'static str,
     kind: Kind,
     default: self::Default,
@@ -91,10 +112,10 @@ const fn key(
     Key { name, kind, default, effect, help }
 }
 
-const COUNT: Kind = Kind::Int(1, 1 << 40);
+pub(super) const COUNT: Kind = Kind::Int(1, 1 << 40);
 const FROM_ZERO: Kind = Kind::Int(0, 1 << 40);
-const SHARE: Kind = Kind::Float(0.0, 1.0);
-const POSITIVE: Kind = Kind::Float(1e-12, 1e12);
+pub(super) const SHARE: Kind = Kind::Float(0.0, 1.0);
+pub(super) const POSITIVE: Kind = Kind::Float(1e-12, 1e12);
 const TARGETS: &[&str] =
     &["q", "k", "v", "o", "gate", "up", "down", "c_attn", "attn_c_proj", "c_fc", "mlp_c_proj"];
 const METRICS: &[&str] = &[
@@ -148,10 +169,15 @@ pub const RECIPE: &[Key] = &[
 /// The keys that an override has besides a recipe's.
 pub const OVERRIDE: &[Key] = &[key("users", Kind::Texts, Required, Result, "ids it applies to")];
 
+pub(super) const NAME: Key = key("name", Kind::Text, Required, Placement, "name of the run");
+pub(super) const SEED: Key =
+    key("seed", Kind::Int(0, i64::MAX), Is("42"), Result, "seed of all random numbers");
+pub(super) const OUT_DIR: Key = key("out_dir", Kind::Path, Required, Placement, "the run folder");
+
 const RUN: &[Key] = &[
-    key("name", Kind::Text, Required, Placement, "name of the run"),
-    key("seed", Kind::Int(0, i64::MAX), Is("42"), Result, "seed of all random numbers"),
-    key("out_dir", Kind::Path, Required, Placement, "the run folder"),
+    NAME,
+    SEED,
+    OUT_DIR,
     key(
         "arms",
         Kind::ListOf(&["base", "rag", "pag", "population", "personal", "permuted"]),
@@ -303,7 +329,7 @@ const POPULATION: &[Key] = &[
 const INDIVIDUAL: &[Key] =
     &[key("recipe", Kind::Recipe, Is("\"oppu-code\""), Result, "recipe the keys below override")];
 
-const ENGINE: &[Key] = &[
+pub(super) const ENGINE: &[Key] = &[
     key(
         "memory_gb",
         Kind::Float(0.01, 1e6),
@@ -355,16 +381,16 @@ const EVALUATE: &[Key] = &[
 
 /// Every section, in the order a resolved config is written.
 pub const SECTIONS: &[Section] = &[
-    Section { name: "run", keys: RUN, recipe: false },
-    Section { name: "base", keys: BASE, recipe: false },
-    Section { name: "data", keys: DATA, recipe: false },
-    Section { name: "prompt", keys: PROMPT, recipe: false },
-    Section { name: "profile", keys: PROFILE, recipe: false },
-    Section { name: "population", keys: POPULATION, recipe: true },
-    Section { name: "individual", keys: INDIVIDUAL, recipe: true },
-    Section { name: "engine", keys: ENGINE, recipe: false },
-    Section { name: "predict", keys: PREDICT, recipe: false },
-    Section { name: "evaluate", keys: EVALUATE, recipe: false },
+    Section::plain("run", RUN),
+    Section::plain("base", BASE),
+    Section::plain("data", DATA),
+    Section::plain("prompt", PROMPT),
+    Section::plain("profile", PROFILE),
+    Section::trained("population", POPULATION),
+    Section { overrides: true, ..Section::trained("individual", INDIVIDUAL) },
+    Section::plain("engine", ENGINE),
+    Section::plain("predict", PREDICT),
+    Section::plain("evaluate", EVALUATE),
 ];
 
 /// The table of overrides inside `[individual]`.

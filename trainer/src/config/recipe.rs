@@ -64,16 +64,22 @@ pub enum ScheduleKind {
     Cosine,
 }
 
-/// A recipe by name, for the population adapter and for the personal ones.
+/// A recipe by name.
 #[derive(Debug)]
 pub(super) struct Named {
     pub(super) name: &'static str,
-    /// Shared by both stages, in TOML.
-    pub(super) both: &'static str,
-    /// Over `both`, in the population stage.
-    pub(super) population: &'static str,
-    /// Over `both`, in the individual stage.
-    pub(super) individual: &'static str,
+    /// Shared by all stages, in TOML.
+    pub(super) all: &'static str,
+    /// Over `all`, by section.
+    pub(super) stages: &'static [(&'static str, &'static str)],
+}
+
+impl Named {
+    /// What a section has over `all`; nothing for a section that the recipe does not know.
+    pub(super) fn stage(&self, section: &str) -> &'static str {
+        let stage = self.stages.iter().find(|(name, _)| *name == section);
+        stage.map_or("", |(_, text)| text)
+    }
 }
 
 /// What every recipe starts from: AdamW and PEFT as their libraries default.
@@ -94,29 +100,81 @@ pub(super) const RECIPES: &[Named] = &[
     // The published OPPU code. Its population targets also name `out_proj`, which matches nothing in Llama.
     Named {
         name: "oppu-code",
-        both: "lora_rank = 8\nalpha = 8.0\ndropout = 0.05\nlearning_rate = 1e-4\nbatch_size = 16",
-        population: "targets = ['q', 'k', 'v']\nepochs = 3",
-        individual: "targets = ['q', 'v']\nepochs = 2",
+        all: "lora_rank = 8\nalpha = 8.0\ndropout = 0.05\nlearning_rate = 1e-4\nbatch_size = 16",
+        stages: &[
+            ("population", "targets = ['q', 'k', 'v']\nepochs = 3"),
+            ("individual", "targets = ['q', 'v']\nepochs = 2"),
+        ],
     },
     // The OPPU paper's table 5 where it differs from the code: learning rate 1e-5, 3 epochs in both stages.
     Named {
         name: "oppu-paper",
-        both: "lora_rank = 8\nalpha = 8.0\ndropout = 0.05\nlearning_rate = 1e-5\nbatch_size = 16\nepochs = 3",
-        population: "targets = ['q', 'k', 'v']",
-        individual: "targets = ['q', 'v']",
+        all: "lora_rank = 8\nalpha = 8.0\ndropout = 0.05\nlearning_rate = 1e-5\nbatch_size = 16\nepochs = 3",
+        stages: &[
+            ("population", "targets = ['q', 'k', 'v']"),
+            ("individual", "targets = ['q', 'v']"),
+        ],
     },
     // LaMP's per-user LoRA script, with the warm-up and decay of its fine-tuning script.
     Named {
         name: "lamp-peft",
-        both: "lora_rank = 8\nalpha = 32.0\ndropout = 0.1\ntargets = ['q', 'k', 'v']\nlearning_rate = 5e-5\nweight_decay = 1e-4\nclip_norm = 1.0\nwarmup_ratio = 0.05\nbatch_size = 16",
-        population: "epochs = 10",
-        individual: "epochs = 30",
+        all: "lora_rank = 8\nalpha = 32.0\ndropout = 0.1\ntargets = ['q', 'k', 'v']\nlearning_rate = 5e-5\nweight_decay = 1e-4\nclip_norm = 1.0\nwarmup_ratio = 0.05\nbatch_size = 16",
+        stages: &[("population", "epochs = 10"), ("individual", "epochs = 30")],
     },
     // For bases of some hundred million parameters and users of some dozens of items: a larger rate, more passes.
     Named {
         name: "personal-small",
-        both: "lora_rank = 8\nalpha = 16.0\nbatch_size = 8",
-        population: "targets = ['q', 'k', 'v']\nlearning_rate = 1e-3\nepochs = 1",
-        individual: "targets = ['q', 'v']\nlearning_rate = 2e-3\nepochs = 4",
+        all: "lora_rank = 8\nalpha = 16.0\nbatch_size = 8",
+        stages: &[
+            ("population", "targets = ['q', 'k', 'v']\nlearning_rate = 1e-3\nepochs = 1"),
+            ("individual", "targets = ['q', 'v']\nlearning_rate = 2e-3\nepochs = 4"),
+        ],
+    },
+];
+
+/// The recipes of PITuning, whose stages are `population`, `distill`, `unlearn` and `individual`. Adapters sit on every
+/// product of a GPT-2 block: intents that nobody else has need more than attention to change. Nothing about training was
+/// published but some 25 epochs of the population stage.
+pub(super) const EVENT_RECIPES: &[Named] = &[
+    // The paper's sizes, a reconstruction: GPT-2's own rates for training from scratch, decay and clipping.
+    Named {
+        name: "pituning",
+        all: "lora_rank = 8\nalpha = 16.0\ntargets = ['c_attn', 'attn_c_proj', 'c_fc', 'mlp_c_proj']\nclip_norm = 1.0",
+        stages: &[
+            (
+                "population",
+                "learning_rate = 3e-4\nschedule = 'cosine'\nwarmup_ratio = 0.05\nbatch_size = 256\nepochs = 25\nearly_stop = { enabled = true, held_out = 0.1, patience = 3 }",
+            ),
+            (
+                "distill",
+                "learning_rate = 5e-4\nschedule = 'cosine'\nwarmup_ratio = 0.05\nbatch_size = 256\nepochs = 25\nearly_stop = { enabled = true, held_out = 0.1, patience = 3 }",
+            ),
+            // One pass that only loosens the population's answers; fine-tuning does the rest.
+            (
+                "unlearn",
+                "learning_rate = 5e-4\nschedule = 'constant'\nwarmup_ratio = 0.0\nbatch_size = 16\nepochs = 1",
+            ),
+            ("individual", "learning_rate = 1e-3\nbatch_size = 16\nepochs = 5"),
+        ],
+    },
+    // For models of some hundred thousand parameters and people of some hundred events: larger rates.
+    Named {
+        name: "pituning-small",
+        all: "lora_rank = 8\nalpha = 16.0\ntargets = ['c_attn', 'attn_c_proj', 'c_fc', 'mlp_c_proj']\nclip_norm = 1.0",
+        stages: &[
+            (
+                "population",
+                "learning_rate = 2e-3\nschedule = 'cosine'\nwarmup_ratio = 0.05\nbatch_size = 128\nepochs = 6",
+            ),
+            (
+                "distill",
+                "learning_rate = 3e-3\nschedule = 'cosine'\nwarmup_ratio = 0.05\nbatch_size = 128\nepochs = 6",
+            ),
+            (
+                "unlearn",
+                "learning_rate = 2e-3\nschedule = 'constant'\nwarmup_ratio = 0.0\nbatch_size = 16\nepochs = 1",
+            ),
+            ("individual", "learning_rate = 5e-3\nbatch_size = 16\nepochs = 6"),
+        ],
     },
 ];

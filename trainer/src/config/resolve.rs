@@ -3,16 +3,19 @@
 use super::document::{Document, VARIANT};
 use super::error::{Error, Place, Suggestion};
 use super::keys::{Default, Key, Kind, OVERRIDE, OVERRIDES, RECIPE, SECTIONS, Section};
-use super::recipe::{RECIPES, ROOT, Recipe};
+use super::pituning::METHOD;
+use super::recipe::{EVENT_RECIPES, RECIPES, ROOT, Recipe};
 use super::resolved::{Arm, Config, Data, ProfileSource, Source};
 use super::study::STUDY;
 use super::value::{Checker, nearest};
 use serde::Deserialize as _;
+use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use toml::{Table, Value};
 
 /// Values by the name of their key, dots and all.
-type Values = BTreeMap<&'static str, Value>;
+pub(super) type Values = BTreeMap<&'static str, Value>;
 
 impl Document {
     /// The config as meant. `variables` are what `${NAME}` in texts and paths may name.
@@ -27,44 +30,56 @@ impl Document {
 
     /// [`Self::resolve`] before the keys are held against each other.
     pub(super) fn meant(&self, variables: &BTreeMap<String, String>) -> Result<Config, Error> {
-        let checker = Checker { document: self, variables };
-        self.known_sections()?;
-        let mut whole = Table::new();
-        for section in SECTIONS {
-            let values = checker.section(section)?;
-            whole.insert(section.name.to_owned(), Value::Table(values));
+        if self.method()?.is_some() {
+            let reason = "is \"pituning\"; what is asked for takes other runs alone".to_owned();
+            return Err(Error::Conflict { place: self.place(METHOD), key: METHOD.into(), reason });
         }
-        let mut config =
-            Config::deserialize(whole).map_err(|e| Error::Unsayable { reason: e.to_string() })?;
+        let mut config: Config = self.sections(SECTIONS, variables)?;
         for o in &mut config.individual.overrides {
             o.users.sort();
         }
-        self.apart(&mut config);
+        self.apart(&mut config.run.name, &mut config.run.out_dir);
         Ok(config)
     }
 
+    /// Every one of the sections, whole, and no other.
+    pub(super) fn sections<C: DeserializeOwned>(
+        &self,
+        sections: &'static [Section],
+        variables: &BTreeMap<String, String>,
+    ) -> Result<C, Error> {
+        let checker = Checker { document: self, sections, variables };
+        self.known_sections(sections)?;
+        let mut whole = Table::new();
+        for section in sections {
+            let values = checker.section(section)?;
+            whole.insert(section.name.to_owned(), Value::Table(values));
+        }
+        C::deserialize(whole).map_err(|e| Error::Unsayable { reason: e.to_string() })
+    }
+
     /// Puts the chosen variants behind the run's name and folder.
-    fn apart(&self, config: &mut Config) {
+    pub(super) fn apart(&self, run: &mut String, out_dir: &mut PathBuf) {
         let free = |key: &str| !matches!(self.place(key), Place::Set { .. });
         let suffix: String = self.chosen.iter().map(|name| format!("-{name}")).collect();
         if free("run.name") {
-            config.run.name.push_str(&suffix);
+            run.push_str(&suffix);
         }
         if free("run.out_dir") {
-            config.run.out_dir.as_mut_os_string().push(suffix);
+            out_dir.as_mut_os_string().push(suffix);
         }
     }
 
-    fn known_sections(&self) -> Result<(), Error> {
+    fn known_sections(&self, sections: &[Section]) -> Result<(), Error> {
         for (name, value) in self.table.iter().filter(|(name, _)| *name != VARIANT) {
             if name == STUDY {
                 let reason = "makes this a study of several runs, not a run".to_owned();
                 return Err(Error::Conflict { place: self.place(name), key: STUDY.into(), reason });
             }
-            let known = SECTIONS.iter().any(|s| s.name == name);
+            let known = sections.iter().any(|s| s.name == name);
             if !known {
-                let suggestion = match owner(name, "") {
-                    Suggestion::Nothing => nearest(name, SECTIONS.iter().map(|s| s.name)),
+                let suggestion = match owner(sections, name, "") {
+                    Suggestion::Nothing => nearest(name, sections.iter().map(|s| s.name)),
                     found => found,
                 };
                 let place = self.place(name);
@@ -181,7 +196,7 @@ impl Checker<'_> {
         let recipe_keys: &[Key] = if section.recipe { RECIPE } else { &[] };
         let mut overrides = None;
         let mut plain = written.clone();
-        if section.name == "individual" {
+        if section.overrides {
             overrides = plain.remove(OVERRIDES);
         }
         let keys: Vec<&Key> = section.keys.iter().chain(recipe_keys).collect();
@@ -258,7 +273,7 @@ impl Checker<'_> {
                 self.level(section, &deeper, keys, table, values)?;
             } else {
                 let here = keys.iter().filter_map(|k| k.name.strip_prefix(inside));
-                let suggestion = match owner(name, section) {
+                let suggestion = match owner(self.sections, name, section) {
                     Suggestion::Nothing => nearest(name, here),
                     found => found,
                 };
@@ -302,19 +317,23 @@ impl Checker<'_> {
 }
 
 /// The other section that has a key of this name, if exactly one has.
-fn owner(name: &str, section: &str) -> Suggestion {
+fn owner(sections: &[Section], name: &str, section: &str) -> Suggestion {
     let has = |s: &&Section| {
-        s.name != section && s.keys.iter().any(|k| k.name == name && k.kind != Kind::Recipe)
+        s.name != section && s.keys.iter().any(|k| k.name == name && !names_recipe(k))
     };
-    let mut owners = SECTIONS.iter().filter(has);
+    let mut owners = sections.iter().filter(has);
     match (owners.next(), owners.next()) {
         (Some(one), None) => Suggestion::Section(one.name.to_owned()),
         _ => Suggestion::Nothing,
     }
 }
 
+fn names_recipe(key: &Key) -> bool {
+    matches!(key.kind, Kind::Recipe | Kind::EventRecipe)
+}
+
 fn default_recipe(section: &Section) -> &'static str {
-    let recipe = section.keys.iter().find(|k| k.kind == Kind::Recipe);
+    let recipe = section.keys.iter().find(|k| names_recipe(k));
     match recipe.map(|k| k.default) {
         Some(Default::Is(text)) => text.trim_matches('"'),
         _ => "",
@@ -337,11 +356,10 @@ impl Recipe {
 }
 
 /// A recipe's values for the stage of a section.
-fn recipe_values(name: &str, section: &str) -> Result<Values, Error> {
+pub(super) fn recipe_values(name: &str, section: &str) -> Result<Values, Error> {
     let mut values = Values::new();
-    let recipe = RECIPES.iter().find(|r| r.name == name);
-    let over =
-        recipe.map(|r| [r.both, if section == "population" { r.population } else { r.individual }]);
+    let recipe = RECIPES.iter().chain(EVENT_RECIPES).find(|r| r.name == name);
+    let over = recipe.map(|r| [r.all, r.stage(section)]);
     for text in std::iter::once(ROOT).chain(over.into_iter().flatten()) {
         let table = table_of(text)?;
         for key in RECIPE {
@@ -372,7 +390,7 @@ fn at<'a>(table: &'a Table, name: &str) -> Option<&'a Value> {
 }
 
 /// Dotted names as tables inside tables.
-fn nested(values: &Values) -> Table {
+pub(super) fn nested(values: &Values) -> Table {
     let mut table = Table::new();
     for (name, value) in values {
         match name.split_once('.') {

@@ -214,7 +214,8 @@ impl Document {
             let keys: BTreeSet<&str> =
                 axis.points.iter().flat_map(|p| &p.sets).map(|(key, _)| key.as_str()).collect();
             for key in keys {
-                let layout = key.starts_with("engine.") && effect(key) == Effect::Placement;
+                let layout =
+                    key.starts_with("engine.") && effect(key, SECTIONS) == Effect::Placement;
                 if layout || ["run.name", "run.out_dir"].contains(&key) {
                     return Err(self.wrong(&path, &format!("`{key}` is the same in all cells")));
                 }
@@ -280,7 +281,7 @@ impl Document {
             let here = &axis.points[at];
             for (key, value) in &here.sets {
                 document.put(key, value.clone(), here.place.clone())?;
-                if effect(key) == Effect::Placement {
+                if effect(key, SECTIONS) == Effect::Placement {
                     paths.insert(key, value.to_string());
                 }
             }

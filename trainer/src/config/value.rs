@@ -2,7 +2,7 @@
 
 use super::document::Document;
 use super::error::{Error, Place, Suggestion};
-use super::keys::Kind;
+use super::keys::{Kind, Section};
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 use toml::Value;
@@ -11,6 +11,8 @@ use toml::Value;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Checker<'a> {
     pub(super) document: &'a Document,
+    /// The sections that the document may have.
+    pub(super) sections: &'static [Section],
     pub(super) variables: &'a BTreeMap<String, String>,
 }
 
@@ -51,6 +53,11 @@ impl Checker<'_> {
             Kind::Recipe => {
                 ok(given.as_str().is_some_and(|w| super::recipe_names().any(|n| n == w)))
             }
+            Kind::EventRecipe => {
+                ok(given.as_str().is_some_and(|w| super::pituning::recipe_names().any(|n| n == w)))
+            }
+            Kind::Paths => self.paths(path, given)?,
+            Kind::Table => ok(given.is_table() && finite(given)),
         };
         meant.ok_or_else(|| self.wrong(path, kind, given))
     }
@@ -59,6 +66,7 @@ impl Checker<'_> {
         let words: Vec<&str> = match kind {
             Kind::OneOf(words) | Kind::ListOf(words) => words.to_vec(),
             Kind::Recipe => super::recipe_names().collect(),
+            Kind::EventRecipe => super::pituning::recipe_names().collect(),
             _ => Vec::new(),
         };
         let single = |v: &Value| v.as_str().map(str::to_owned);
@@ -98,6 +106,16 @@ impl Checker<'_> {
         }
         out.push_str(rest);
         Ok(out)
+    }
+
+    /// Every path of a list, each from the file that says it; none if one is no path or two are the same.
+    fn paths(&self, path: &str, given: &Value) -> Result<Option<Value>, Error> {
+        let Some(texts) = list(given) else { return Ok(None) };
+        let each = texts.iter().enumerate();
+        let meant = each.map(|(i, text)| self.path(&format!("{path}[{i}]"), text));
+        let meant: Option<Vec<Value>> = meant.collect::<Result<_, _>>()?;
+        let value = meant.map(Value::Array);
+        Ok(value.filter(|value| list(value).is_some()))
     }
 
     /// The path with variables put in, joined to the folder of the file that says it (of the config for a `--set`), `.` and `x/..` taken out; none if it is empty,
@@ -140,6 +158,16 @@ fn number(value: &Value) -> Option<f64> {
 
 fn below(value: &Value, from: f64, to: f64) -> Option<Value> {
     number(value).filter(|x| from <= *x && *x < to).map(Value::Float)
+}
+
+/// Whether no number in a value is infinite or not a number.
+fn finite(value: &Value) -> bool {
+    match value {
+        Value::Float(x) => x.is_finite(),
+        Value::Array(items) => items.iter().all(finite),
+        Value::Table(table) => table.values().all(finite),
+        _ => true,
+    }
 }
 
 /// The texts of a list that is not empty and repeats nothing.

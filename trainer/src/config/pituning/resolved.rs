@@ -87,6 +87,59 @@ pub enum EventArm {
     Truth,
 }
 
+impl EventArm {
+    /// All there are.
+    pub const ALL: [Self; 14] = [
+        Self::MostFrequent,
+        Self::PersonalFrequency,
+        Self::PersonalTime,
+        Self::Markov,
+        Self::PersonalMarkov,
+        Self::Teacher,
+        Self::Population,
+        Self::Finetune,
+        Self::Focal,
+        Self::Oversample,
+        Self::Unlearned,
+        Self::Personal,
+        Self::Permuted,
+        Self::Truth,
+    ];
+
+    /// Its name in configs, files and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MostFrequent => "most_frequent",
+            Self::PersonalFrequency => "personal_frequency",
+            Self::PersonalTime => "personal_time",
+            Self::Markov => "markov",
+            Self::PersonalMarkov => "personal_markov",
+            Self::Teacher => "teacher",
+            Self::Population => "population",
+            Self::Finetune => "finetune",
+            Self::Focal => "focal",
+            Self::Oversample => "oversample",
+            Self::Unlearned => "unlearned",
+            Self::Personal => "personal",
+            Self::Permuted => "permuted",
+            Self::Truth => "truth",
+        }
+    }
+
+    /// Whether people are tuned for it.
+    pub fn tuned(self) -> bool {
+        matches!(
+            self,
+            Self::Finetune | Self::Focal | Self::Oversample | Self::Unlearned | Self::Personal
+        )
+    }
+
+    /// Whether it needs the student (or the population model in its place).
+    pub fn of_student(self) -> bool {
+        self.tuned() || matches!(self, Self::Population | Self::Permuted)
+    }
+}
+
 /// `[data]`: whose events.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -281,39 +334,4 @@ pub struct EventEvaluate {
     pub bootstrap_samples: usize,
     /// Level of the intervals.
     pub confidence: f64,
-}
-
-impl EventArm {
-    /// Its name in configs, files and tables.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::MostFrequent => "most_frequent",
-            Self::PersonalFrequency => "personal_frequency",
-            Self::PersonalTime => "personal_time",
-            Self::Markov => "markov",
-            Self::PersonalMarkov => "personal_markov",
-            Self::Teacher => "teacher",
-            Self::Population => "population",
-            Self::Finetune => "finetune",
-            Self::Focal => "focal",
-            Self::Oversample => "oversample",
-            Self::Unlearned => "unlearned",
-            Self::Personal => "personal",
-            Self::Permuted => "permuted",
-            Self::Truth => "truth",
-        }
-    }
-
-    /// Whether people are tuned for it.
-    pub fn tuned(self) -> bool {
-        matches!(
-            self,
-            Self::Finetune | Self::Focal | Self::Oversample | Self::Unlearned | Self::Personal
-        )
-    }
-
-    /// Whether it needs the student (or the population model in its place).
-    pub fn of_student(self) -> bool {
-        self.tuned() || matches!(self, Self::Population | Self::Permuted)
-    }
 }

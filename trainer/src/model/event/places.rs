@@ -1,15 +1,18 @@
 //! Where each parameter of an event model lies in the flat vector.
 
-use super::super::places::{Layout, Place, ProductPlace, STD, Start, TrunkPlaces};
+use super::super::places::{self, Place, ProductPlace, STD, Start, TrunkPlaces};
+use super::super::spec::{BaseSpec, Kind};
+use super::super::weights::{WeightSource, read_finite};
+use super::super::{Error, Result};
 use super::{EventSpec, Prediction};
 use kernels::intent;
-use kernels::linear::Shape;
+use kernels::linear::{Layout, Shape};
 
 /// The places of all parameters, in one fixed order: column tables, positions, blocks, final norm, reconstruction layer,
 /// intent head, prediction layer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Places {
-    layout: Layout,
+    layout: places::Layout,
     pub(super) columns: Vec<usize>,
     pub(super) positions: usize,
     pub(super) trunk: TrunkPlaces,
@@ -24,7 +27,7 @@ const SLOPE: f32 = 0.25;
 impl Places {
     /// The places of a model's parameters.
     pub fn new(spec: &EventSpec) -> Self {
-        let mut list = Layout::default();
+        let mut list = places::Layout::default();
         let columns = (0..spec.columns.len())
             .map(|c| {
                 let dims = [spec.table_rows(c), spec.column_span(c).1];
@@ -44,7 +47,7 @@ impl Places {
         Self { columns, positions, trunk, reconstruction, intent, prediction, layout: list }
     }
 
-    fn intent(list: &mut Layout, spec: &EventSpec) -> intent::Offsets {
+    fn intent(list: &mut places::Layout, spec: &EventSpec) -> intent::Offsets {
         let (n, d, k) = (spec.intents, spec.hidden, spec.head_hidden);
         let width = spec.intent_shape().columns();
         #[expect(clippy::cast_precision_loss, reason = "widths are far below 2^53")]
@@ -74,6 +77,47 @@ impl Places {
     /// Every tensor in order.
     pub fn tensors(&self) -> &[Place] {
         &self.layout.tensors
+    }
+
+    /// Takes the blocks and the final norm of a GPT-2 over those of `params`, and its positions as far as windows are
+    /// long; tables of columns and heads stay.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] for a base of another family, width or depth, or of fewer positions; what reading it finds wrong.
+    pub fn take_blocks(
+        &self,
+        spec: &EventSpec,
+        source: &dyn WeightSource,
+        params: &mut [f32],
+    ) -> Result<()> {
+        let (own, theirs) = (spec.trunk(), source.spec());
+        let form = |s: &BaseSpec| (s.family, s.hidden, s.layers, s.heads, s.intermediate);
+        if form(&own) != form(theirs) || theirs.learned_positions < own.learned_positions {
+            let expected = format!(
+                "GPT-2 of width {}, {} blocks, {} heads, MLP width {} and {} positions at least",
+                own.hidden, own.layers, own.heads, own.intermediate, spec.window
+            );
+            return Err(Error::setting(source.path(), "config.json", format!("not a {expected}")));
+        }
+        for tensor in theirs.tensors() {
+            let place = self.layout.tensors.iter().find(|p| p.name == tensor.name);
+            let Some(place) = place else { continue };
+            let values = read_finite(source, &tensor)?;
+            let to = &mut params[place.range()];
+            match tensor.kind {
+                // Ours lie [out, in], GPT-2's [in, out].
+                Kind::Matrix { shape, layout: Layout::InOut } => {
+                    for (o, row) in to.chunks_exact_mut(shape.in_dim).enumerate() {
+                        for (i, value) in row.iter_mut().enumerate() {
+                            *value = values[i * shape.out_dim + o];
+                        }
+                    }
+                }
+                // Of positions the first ones.
+                _ => to.copy_from_slice(&values[..to.len()]),
+            }
+        }
+        Ok(())
     }
 
     /// Fills `params` as a new model begins: a function of the key alone.
