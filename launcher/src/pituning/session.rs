@@ -156,7 +156,9 @@ impl EventSession {
         let mut hasher = blake3::Hasher::new_derive_key("myriad 2026 event data");
         for user in &self.data.users {
             hasher.update(&user.id.key().0);
-            user.rows.iter().for_each(|n| drop(hasher.update(&n.to_le_bytes())));
+            for number in &user.rows {
+                hasher.update(&number.to_le_bytes());
+            }
             for intent in &user.intents {
                 hasher.update(&intent.unwrap_or(u32::MAX).to_le_bytes());
             }

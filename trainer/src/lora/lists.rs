@@ -1,6 +1,6 @@
 //! The lists of sites that the adapters of one pack have, numbered.
 
-use super::{Error, SiteList, Target};
+use super::{Error, SiteEntry, SiteList, Target};
 use crate::model::sites::Layout;
 use crate::model::spec::BaseSpec;
 
@@ -44,9 +44,11 @@ impl SiteLists {
         if let Some(number) = self.lists.iter().position(|list| list == sites) {
             return Ok(number);
         }
-        let whole = SiteList::of_base(&self.spec, &sites.targets())?;
-        for entry in sites.entries() {
-            if whole.entries().iter().all(|own| own.spec != entry.spec) {
+        // A list of whole tensors alone has no site to look for.
+        if !sites.entries().is_empty() {
+            let all = SiteList::of_base(&self.spec, &sites.targets())?;
+            let foreign = |e: &&SiteEntry| all.entries().iter().all(|own| own.spec != e.spec);
+            if let Some(entry) = sites.entries().iter().find(foreign) {
                 return Err(Error::NotOfBase { path: entry.spec.module_path() });
             }
         }

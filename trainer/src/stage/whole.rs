@@ -83,6 +83,12 @@ pub struct WholeTrainer<'a, B: Ops> {
     pack_rows: usize,
 }
 
+/// Whether enough epochs brought no better loss of the validation windows.
+fn enough(state: &State, recipe: &Recipe) -> bool {
+    let early = &recipe.early_stop;
+    early.enabled && state.best.as_ref().is_some_and(|b| b.epochs_since >= early.patience)
+}
+
 /// "MASK".
 const MASK: u32 = 0x4d41_534b;
 
@@ -153,7 +159,8 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
         let per_epoch = total_steps / epochs.max(1);
         self.load(&state)?;
         let mut order = None;
-        while state.step < total_steps {
+        // A state that early stopping ended is complete, however often it is continued.
+        while state.step < total_steps && !enough(&state, task.recipe) {
             if comm.all_reduce_u64(Reduce::Max, u64::from(stop.load(Ordering::Relaxed)))? > 0 {
                 self.read(&mut state)?;
                 keep.checkpoint(&state)?;
@@ -179,8 +186,8 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
             let unshared_rows = rows;
             keep.step(PopulationStep { step, total_steps, loss, grad_norm, rows, unshared_rows });
             let ended = state.step.is_multiple_of(per_epoch);
-            if ended && self.epoch((comm, sync), task, &mut state, keep)? {
-                break;
+            if ended {
+                self.epoch((comm, sync), task, &mut state, keep)?;
             }
             if keep.every() > 0 && state.step.is_multiple_of(keep.every()) {
                 self.read(&mut state)?;
@@ -193,20 +200,20 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
         Ok((End::Complete, state))
     }
 
-    /// After an epoch: whether enough of them brought no better loss of the validation windows.
+    /// After an epoch: the loss of the validation windows, and whether it is the best.
     fn epoch(
         &mut self,
         world: (&dyn Communicator, &dyn GradientSync),
         task: &WholeTask<'_>,
         state: &mut State,
         keep: &mut dyn Keep,
-    ) -> Result<bool> {
+    ) -> Result<()> {
         let early = &task.recipe.early_stop;
         let per_epoch = task.windows.len().div_ceil(task.recipe.batch_size.max(1) as usize);
         let epoch = state.step / u32::try_from(per_epoch).unwrap_or(u32::MAX).max(1);
         if !early.enabled || task.validation.is_empty() {
             keep.epoch(epoch, None);
-            return Ok(false);
+            return Ok(());
         }
         let loss = self.mean_loss(world, (task, task.validation))?;
         keep.epoch(epoch, Some(loss));
@@ -218,7 +225,7 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
                 *best = Some(Best { loss, epochs_since: 0, params });
             }
         }
-        Ok(state.best.as_ref().is_some_and(|b| b.epochs_since >= early.patience))
+        Ok(())
     }
 
     fn load(&mut self, state: &State) -> Result<()> {
@@ -283,14 +290,16 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
         (goal, weight): (Goal, f32),
         loss: &mut f64,
     ) -> Result<usize> {
-        let mut rows = 0;
+        // One chain of additions over the windows: how they are cut into packs does not matter.
+        let (mut rows, mut sum) = (0, 0.0f64);
         for range in chunks(pieces, self.pack_rows, false) {
             self.pack(&pieces[range], weight);
             let pack = (self.packer.batch(), self.table);
             let losses = self.stepper.train_whole(self.net, pack, goal, &mut self.grads)?;
-            *loss += losses.iter().map(|&l| f64::from(l)).sum::<f64>() * f64::from(weight);
+            sum = losses.iter().fold(sum, |sum, &l| sum + f64::from(l));
             rows += self.packer.rows();
         }
+        *loss += sum * f64::from(weight);
         Ok(rows)
     }
 
@@ -324,7 +333,7 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
                     head_after: &[],
                 };
                 let losses = self.stepper.losses(self.net, pack, adapted)?;
-                *sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+                *sum = losses.iter().fold(*sum, |sum, &l| sum + f64::from(l));
             }
         }
         #[expect(clippy::cast_precision_loss, reason = "a count of windows")]

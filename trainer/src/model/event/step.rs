@@ -192,7 +192,9 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
         self.forward(net, (batch, table), (adapted, Goal::Intents))?;
         self.loss(net, batch, (net.spec.intents, true))?;
         self.head_back(net, adapted, (None, Some(grads)))?;
-        if adapted.adapters.layouts.iter().any(|l| l.lowest.is_some()) {
+        // Users of the pack who have changes of the intent table alone need nothing below the head.
+        let mut layouts = adapted.adapters.layouts.iter().zip(&batch.full.segments);
+        if layouts.any(|(layout, own)| layout.lowest.is_some() && !own.is_empty()) {
             self.stepper.backward(&net.trunk, (adapted.adapters, None), grads)?;
         }
         self.read_losses(net)
@@ -529,9 +531,11 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
         Row::check_all(&table, classes, soft)?;
         backend.write(&mut self.table, 0, &table)?;
         if soft {
-            // Rows after the last that has a teacher need none.
+            // Rows after the last that has a teacher need none; what the buffer holds for them is another pack's.
             let fits = batch.teacher.len().is_multiple_of(classes);
-            if !fits || batch.teacher.len() > rows * classes {
+            let taught = batch.teacher.len() / classes;
+            let untaught = table.iter().skip(taught).any(Row::needs_teacher);
+            if !fits || untaught || taught > rows {
                 let what = format!("{} numbers of a teacher", batch.teacher.len());
                 return Err(Error::Batch { what });
             }
