@@ -120,7 +120,7 @@ fn cells(map: &HeatMap, cell: i32, area: &Area<'_>) -> Result<(), String> {
 /// The colours' meaning, beside the map.
 fn scale(x: i32, bottom: i32, area: &Area<'_>) -> Result<(), String> {
     const STEPS: i32 = 20;
-    let height = (bottom - ABOVE).min(160).max(STEPS) / STEPS;
+    let height = (bottom - ABOVE).clamp(STEPS, 160) / STEPS;
     for step in 0..STEPS {
         let y = ABOVE + (STEPS - 1 - step) * height;
         let colour = shade(f64::from(step) / f64::from(STEPS - 1));

@@ -17,8 +17,7 @@ fn all(tally: &Tally, averaged: Averaged) -> [f64; 6] {
 const OUTCOMES: [(u32, u32, u32); 6] =
     [(0, 0, 1), (0, 0, 1), (0, 1, 2), (1, 1, 1), (1, 3, 4), (2, 0, 6)];
 
-/// scikit-learn 1.5: `precision_score([0,0,0,1,1,2], [0,0,1,1,3,0], average=..., zero_division=0)`: weighted .5, macro .29167;
-/// recall: weighted .5, macro .29167 (four classes each).
+/// By the definitions of `precision_score` and `recall_score` with `zero_division=0`, worked out by hand.
 #[test]
 fn scikit_learns_rules_by_hand() {
     let tally = tally(5, &OUTCOMES, |_| true);
@@ -41,7 +40,7 @@ fn scikit_learns_rules_by_hand() {
 #[test]
 fn a_slice_counts_its_own_targets_and_answers() {
     let tally = tally(5, &OUTCOMES, |n| n == 1 || n == 2);
-    assert_eq!(tally.targets(), 3.0);
+    assert!((tally.targets() - 3.0).abs() < 1e-15);
     let [prec_w, rec_w, prec_m, rec_m, ndcg3, _] = all(&tally, Averaged::Gold);
     // Intent 1: one hit of two answers and two targets; intent 2: one target, never answered.
     assert!((prec_w - 2.0 * 0.5 / 3.0).abs() < 1e-15);
