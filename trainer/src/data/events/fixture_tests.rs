@@ -219,10 +219,7 @@ fn cold_people_do_not_make_vocabularies() {
     assert!(matches!(error, DataError::Events(EventsError::NoTraining)), "{error}");
     let absent = Split { cold_users: vec!["eve".to_owned()], ..Split::default() };
     let error = read(&fixture("generic.csv"), &format, &absent, OnBad::Stop).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "events: the cold user \"eve\" is not in the log, or has too few events"
-    );
+    assert_eq!(error.to_string(), "the cold user \"eve\" is not in the log, or has too few events");
 }
 
 #[test]
