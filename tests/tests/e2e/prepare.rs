@@ -329,7 +329,7 @@ fn event_logs_there_and_back_with_their_statistics() {
         columns = { user = \"who\", time = \"when\", event = \"what\", contexts = [[\"where\", \"where\"]] }\n\
         [split]\ntrain = 1.0\nvalidation = 0.0\n";
     for (name, text) in [("log.tsv", log), ("keys.toml", keys)] {
-        std::fs::write(story.path(name), text).unwrap();
+        story.put(name, text.as_bytes());
     }
     let own = ["prepare", "--from", "events=log.tsv", "--format", "keys.toml"];
     let strict = story.launcher(&[&own[..], &["--strict"]].concat()).run();
@@ -347,8 +347,13 @@ fn event_logs_there_and_back_with_their_statistics() {
     assert_eq!(stats["statistics"]["events"], 4);
     assert_eq!(stats["statistics"]["train"]["windows"], 2);
     assert_eq!(stats["left_out"]["bad_rows"], 1);
-    convert(&story, "events-csv=a/events.csv", "events-jsonl", "b", &[]);
-    convert(&story, "events-jsonl=b/events.jsonl", "events-csv", "c", &["--strict"]);
+    // Of two events the usual split trains on one, and nothing can be learned.
+    let from = ["prepare", "--from", "events-csv=a/events.csv"];
+    story.launcher(&from).run().must(3).says(&["no event with an intent and one before it"]);
+    story.put("all.toml", b"[split]\ntrain = 1.0\nvalidation = 0.0\n");
+    let all = ["--format", "all.toml", "--strict"];
+    convert(&story, "events-csv=a/events.csv", "events-jsonl", "b", &all);
+    convert(&story, "events-jsonl=b/events.jsonl", "events-csv", "c", &all);
     assert_eq!(story.text("c/events.csv"), csv);
     // What is not for event logs, and a log without a format.
     let wrong: [&[&str]; 4] = [
