@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use trainer::config::{Default, Document, Kind, SECTIONS};
+use trainer::data::events::{Format, PRESETS, Split};
 use trainer::prompt::{Task, Template};
 
 fn guide(name: &str) -> String {
@@ -21,6 +22,18 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
 
 fn variables() -> BTreeMap<String, String> {
     BTreeMap::from([("MYRIAD_CACHE".to_owned(), "/cache".to_owned())])
+}
+
+#[test]
+fn the_format_of_the_events_guide_is_sound() {
+    let blocks = blocks(&guide("events.md"), "toml");
+    let [log] = &blocks[..] else { panic!("{} blocks", blocks.len()) };
+    let mut keys: toml::Table = log.parse().unwrap();
+    let split: Split = keys.remove("split").unwrap().try_into().unwrap();
+    split.check().unwrap();
+    let format = Format::resolve(None, &keys).unwrap();
+    assert_eq!((format.min_events, split.cold_share.to_string()), (20, "0.1".to_owned()));
+    assert!(PRESETS.iter().all(|name| guide("events.md").contains(&format!("| `{name}` |"))));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use trainer::data::OnBad;
 use trainer::data::events::{self, Format, Kind, PRESETS, RawLog, Split, Statistics, Tally};
 
-const HINT: &str = "docs/guides/data.md describes event logs";
+const HINT: &str = "docs/guides/events.md describes event logs";
 
 /// The kinds beside the presets: with a format of one's own, and the canonical form.
 const OWN: &str = "events";
@@ -46,8 +46,8 @@ fn canonical(kind: &str) -> Option<(Kind, &'static str)> {
 /// Reads, counts, writes.
 pub(super) fn describe(kind: &str, path: &Path, args: &PrepareArgs) -> anyhow::Result<Exit> {
     refuse_others(args)?;
-    let output = output(args)?;
     let (format, split) = options(kind, path, args)?;
+    let output = output(args)?;
     let paths = [path.to_owned()];
     let on_bad = if args.strict { OnBad::Stop } else { OnBad::Quarantine };
     let (log, mut tally) = events::open(&paths, &format, on_bad).input(HINT)?;

@@ -315,3 +315,55 @@ fn mails_become_subject_users() {
     convert(&story, "spam-assassin=mails", "jsonl", "b", &task);
     assert_eq!(files(&story.path("a")), files(&story.path("b")));
 }
+
+#[test]
+fn event_logs_there_and_back_with_their_statistics() {
+    let story = Story::new();
+    let log = "who\twhen\twhat\twhere\n\
+        ada\t1970-01-02 10:00:00\tmail\thome\n\
+        ada\t1970-01-02 09:00:00\tradio\t\n\
+        bob\t1970-01-02 09:00:00\t\"say \"\"hi\"\"\"\twork\n\
+        ada\tyesterday\tmail\thome\n\
+        bob\t1970-01-02 10:00:00\tmail\twork\n";
+    let keys = "kind = \"tsv\"\nmin_events = 2\n\
+        columns = { user = \"who\", time = \"when\", event = \"what\", contexts = [[\"where\", \"where\"]] }\n\
+        [split]\ntrain = 1.0\nvalidation = 0.0\n";
+    for (name, text) in [("log.tsv", log), ("keys.toml", keys)] {
+        story.put(name, text.as_bytes());
+    }
+    let own = ["prepare", "--from", "events=log.tsv", "--format", "keys.toml"];
+    let strict = story.launcher(&[&own[..], &["--strict"]].concat()).run();
+    strict.must(3).says(&["log.tsv:5: user ada: column \"when\": \"yesterday\" is no time"]);
+    let to = ["--to", "events-csv", "--out", "a", "--stats", "stats.json"];
+    story.launcher(&[&own[..], &to].concat()).run().must(5);
+    let csv = "user,time,event,where,intent\n\
+        ada,1970-01-02T09:00:00,radio,,radio\n\
+        ada,1970-01-02T10:00:00,mail,home,mail\n\
+        bob,1970-01-02T09:00:00,\"say \"\"hi\"\"\",work,\"say \"\"hi\"\"\"\n\
+        bob,1970-01-02T10:00:00,mail,work,mail\n";
+    assert_eq!(story.text("a/events.csv"), csv);
+    let stats: Value = serde_json::from_str(&story.text("stats.json")).unwrap();
+    assert_eq!(stats["format"], "myriad-event-statistics/1");
+    assert_eq!(stats["statistics"]["events"], 4);
+    assert_eq!(stats["statistics"]["train"]["windows"], 2);
+    assert_eq!(stats["left_out"]["bad_rows"], 1);
+    // Of two events the usual split trains on one, and nothing can be learned.
+    let from = ["prepare", "--from", "events-csv=a/events.csv"];
+    story.launcher(&from).run().must(3).says(&["no event with an intent and one before it"]);
+    story.put("all.toml", b"[split]\ntrain = 1.0\nvalidation = 0.0\n");
+    let all = ["--format", "all.toml", "--strict"];
+    convert(&story, "events-csv=a/events.csv", "events-jsonl", "b", &all);
+    convert(&story, "events-jsonl=b/events.jsonl", "events-csv", "c", &all);
+    assert_eq!(story.text("c/events.csv"), csv);
+    // What is not for event logs, and a log without a format.
+    let wrong: [&[&str]; 4] = [
+        &["--from", "events=log.tsv"],
+        &["--from", "events-csv=a/events.csv", "--users", "1"],
+        &["--from", "events-csv=a/events.csv", "--to", "lamp", "--out", "d"],
+        &["--from", "jsonl=personal.jsonl", "--format", "keys.toml"],
+    ];
+    for args in wrong {
+        story.launcher(&[&["prepare"], args].concat()).run().must(3);
+    }
+    assert!(!story.path("d").exists());
+}

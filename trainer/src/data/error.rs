@@ -78,7 +78,7 @@ pub enum DataError {
     #[error("selection: {0}")]
     Selection(&'static str),
     /// An option of an event log makes no sense, or nothing is left of the log.
-    #[error("events: {0}")]
+    #[error(transparent)]
     Events(#[from] EventsError),
 }
 

@@ -104,7 +104,7 @@ pub enum EventsError {
     },
     /// The training parts of users who are not cold hold no window.
     #[error(
-        "the training parts of the users who are not cold hold no event with an intent and one before it"
+        "nothing to learn: the training parts of the users who are not cold hold no event with an intent and one before it"
     )]
     NoTraining,
     /// A user is listed as cold who is not in the log, or has too few events.

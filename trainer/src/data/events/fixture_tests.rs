@@ -16,7 +16,7 @@ fn from_preset(name: &str, more: &str) -> Format {
 }
 
 /// The names of a user's events.
-fn events<'a>(data: &'a EventData, user: usize) -> Vec<&'a str> {
+fn events(data: &EventData, user: usize) -> Vec<&str> {
     let names = &data.vocabulary.columns[EVENT].values;
     let user = &data.users[user];
     (0..user.times.len()).map(|at| names[user.row(at)[EVENT] as usize].as_str()).collect()
@@ -132,10 +132,13 @@ fn canonical_there_and_back() {
         crate::store::write_atomic(&csv, &first).unwrap();
         let again = Format::canonical_of(Kind::Csv, &csv).unwrap();
         let jsonl = folder.path().join("events.jsonl");
-        crate::store::write_atomic(&jsonl, &canonical(&[csv.clone()], &again, Kind::Jsonl))
-            .unwrap();
+        crate::store::write_atomic(
+            &jsonl,
+            &canonical(std::slice::from_ref(&csv), &again, Kind::Jsonl),
+        )
+        .unwrap();
         let back = Format::canonical_of(Kind::Jsonl, &jsonl).unwrap();
-        assert_eq!(canonical(&[jsonl.clone()], &back, Kind::Csv), first);
+        assert_eq!(canonical(std::slice::from_ref(&jsonl), &back, Kind::Csv), first);
         // Numbers are the same too, on the same clock.
         let split = Split { train: 1.0, validation: 0.0, ..Split::default() };
         let (data, _) = read(&paths, &format, &split, OnBad::Stop).unwrap();
@@ -219,10 +222,7 @@ fn cold_people_do_not_make_vocabularies() {
     assert!(matches!(error, DataError::Events(EventsError::NoTraining)), "{error}");
     let absent = Split { cold_users: vec!["eve".to_owned()], ..Split::default() };
     let error = read(&fixture("generic.csv"), &format, &absent, OnBad::Stop).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "events: the cold user \"eve\" is not in the log, or has too few events"
-    );
+    assert_eq!(error.to_string(), "the cold user \"eve\" is not in the log, or has too few events");
 }
 
 #[test]

@@ -62,3 +62,58 @@ fn counts(films: &BTreeMap<String, Film>) -> BTreeMap<&str, usize> {
 fn specific<'a>(film: &'a Film, counts: &BTreeMap<&str, usize>) -> Option<&'a str> {
     genres(film).min_by_key(|genre| (counts.get(genre).copied(), *genre))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::data::OnBad;
+    use crate::data::events::{EVENT, Split, TIME, preset, read};
+
+    /// Comedy and Animation have three films each, Drama two, Children's one.
+    const ITEMS: &str = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n\
+        1\tA\t1995\tAnimation Comedy\n\
+        2\tB\t1995\tAnimation Children's Comedy\n\
+        3\tC\t1995\tComedy\n\
+        10\tD\t1995\tunknown\n\
+        11\tE\t1995\tDrama\n\
+        12\tF\t1995\tAnimation Drama\n";
+    const RATINGS: &str = "user_id:token\titem_id:token\trating:float\ttimestamp:float\n\
+        u\t12\t3\t7200\n\
+        u\t10\t1\t20\n\
+        u\t11\t2\t3600.0\n\
+        u\t3\t4\t3600\n\
+        u\t2\t5\t3600\n\
+        u\t1\t1\t10\n";
+
+    #[test]
+    fn the_rarest_genre_in_the_order_of_time_and_film() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in [("ml-100k.item", ITEMS), ("ml-100k.inter", RATINGS)] {
+            crate::store::write_atomic(&folder.path().join(name), text.as_bytes()).unwrap();
+        }
+        let mut format = preset("ml100k-genre").unwrap();
+        format.min_events = 5;
+        let split = Split { train: 1.0, validation: 0.0, ..Split::default() };
+        let paths = [folder.path().to_owned()];
+        let (data, tally) = read(&paths, &format, &split, OnBad::Stop).unwrap();
+        assert_eq!((tally.rows, tally.not_kept), (6, 1));
+        let user = &data.users[0];
+        let (events, scores) = (&data.vocabulary.columns[EVENT], &data.vocabulary.columns[3]);
+        let row = |at: usize| {
+            let row = user.row(at);
+            let named = |names: &[String], at: usize| names[row[at] as usize].clone();
+            (row[TIME], named(&events.values, EVENT), named(&scores.values, 3))
+        };
+        let all: Vec<_> = (0..5).map(row).collect();
+        // Of Animation (3 films) and Drama (2) film 12 has Drama; film 1 has Animation and Comedy (3 each).
+        let expected = [
+            (0, "Animation", "1"),
+            (1, "Children's", "5"),
+            (1, "Comedy", "4"),
+            (1, "Drama", "2"),
+            (2, "Drama", "3"),
+        ];
+        let expected: Vec<_> =
+            expected.into_iter().map(|(t, e, s)| (t, e.to_owned(), s.to_owned())).collect();
+        assert_eq!(all, expected);
+    }
+}

@@ -132,9 +132,9 @@ fn headers() {
     let twice =
         r#"log:1: the header has the column "user" 2 times: "user", "time", "event", "user""#;
     assert_eq!(all(b"user,time,event,user\n", &format("")), twice);
-    let nobody = "events: no user is left: 0 have fewer than 2 events";
+    let nobody = "no user is left: 0 have fewer than 2 events";
     assert_eq!(all(b"user,time,event\n", &format("")), nobody);
-    let few = "events: no user is left: 2 have fewer than 2 events";
+    let few = "no user is left: 2 have fewer than 2 events";
     assert_eq!(all(b"user,time,event\na,1,x\nb,1,x\n", &format("")), few);
     let narrow = "log:1: column number 7 (from 0) is asked for, rows have 3 columns";
     let by_number = "header = false\ncolumns = { user = 0, time = 1, event = 7 }";
@@ -162,7 +162,7 @@ fn jsonl() {
         ),
         (
             br#"{"user":"a","time":1e400,"event":"x"}"#,
-            "log:2: not valid JSON at column 25: number out of range",
+            "log:2: not valid JSON at column 24: number out of range",
         ),
         (
             br#"{"user":"a","time":NaN,"event":"x"}"#,

@@ -4,13 +4,16 @@ use super::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+/// A row and its number.
+type Numbered = (usize, (u8, i64, u8));
+
 /// Rows of a log: user, seconds, event. Few values, so that ties and repeats are common.
 fn rows() -> impl Strategy<Value = Vec<(u8, i64, u8)>> {
     vec((0..5u8, 0..40i64, 0..4u8), 2..80)
 }
 
 /// The rows as CSV, each with its number as the context `row`.
-fn csv(rows: &[(usize, (u8, i64, u8))]) -> Vec<u8> {
+fn csv(rows: &[Numbered]) -> Vec<u8> {
     let mut text = "user,time,event,row\n".to_owned();
     for (number, (user, time, event)) in rows {
         text.push_str(&format!("u{user},{},e{event},{number}\n", time * 1800));
@@ -32,7 +35,7 @@ fn format(gap: Option<u64>, collapse: Option<u64>, duplicates: Duplicates) -> Fo
 }
 
 fn read_rows(
-    files: &[&[(usize, (u8, i64, u8))]],
+    files: &[&[Numbered]],
     format: &Format,
     split: &Split,
 ) -> Result<(EventData, Tally), DataError> {
@@ -166,7 +169,7 @@ proptest! {
         for kind in [Kind::Csv, Kind::Tsv, Kind::Spaced, Kind::Jsonl] {
             let columns = if kind == Kind::Jsonl { Columns::default() } else { columns.clone() };
             let format = Format { kind, header: false, columns, min_events: 2, max_row_bytes: 50, ..Format::default() };
-            let read = open(&[path.clone()], &format, OnBad::Quarantine);
+            let read = open(std::slice::from_ref(&path), &format, OnBad::Quarantine);
             prop_assert!(read.is_err());
             let _ = Format::canonical_of(kind, &path);
         }
