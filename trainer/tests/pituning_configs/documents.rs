@@ -131,3 +131,425 @@ fn arms_have_the_names_of_their_words() {
         assert_eq!(serde_json::to_value(arm).unwrap(), arm.name());
     }
 }
+
+#[test]
+fn every_word_of_a_choice_is_understood_and_every_bound_is_held() {
+    for section in SECTIONS {
+        let recipe: &[_] = if section.recipe { RECIPE } else { &[] };
+        for key in section.keys.iter().chain(recipe) {
+            let path = format!("{}.{}", section.name, key.name);
+            let (inside, outside) = examples(key.kind);
+            for value in inside {
+                // Other keys may not go with this one; the value itself must never be at fault.
+                if let Err(e) = set(&[&format!("{path}={value}")]) {
+                    assert!(!e.contains("allowed is"), "{e}");
+                    assert!(e.starts_with("--set") || e.starts_with("/dir/c.toml"), "{e}");
+                }
+            }
+            for value in outside {
+                let message = set(&[&format!("{path}={value}")]).unwrap_err();
+                let start = format!("--set {path}={value}: `{path}` = ");
+                assert!(message.starts_with(&start), "{message}");
+                assert!(message.contains(&format!("allowed is {}", key.kind)), "{message}");
+            }
+        }
+    }
+}
+
+/// Values of a kind, and values that are not.
+fn examples(kind: Kind) -> (Vec<String>, Vec<String>) {
+    let texts = |list: &[&str]| list.iter().map(|t| (*t).to_owned()).collect::<Vec<_>>();
+    match kind {
+        Kind::Bool => (texts(&["true", "false"]), texts(&["1", "yes"])),
+        Kind::Int(a, b) => (
+            vec![a.to_string(), b.to_string()],
+            vec![(i128::from(a) - 1).to_string(), (i128::from(b) + 1).to_string(), "1.5".into()],
+        ),
+        Kind::Float(a, b) => {
+            let outside = [a - a.abs() - 1e-3, b * 2.0, f64::NAN, f64::INFINITY];
+            let outside = outside.map(|x| format!("{x:?}").to_lowercase());
+            (vec![format!("{a:?}"), format!("{b:?}")], outside.into())
+        }
+        Kind::FloatBelow(a, b) => (vec![format!("{a:?}")], vec![format!("{b:?}"), "-1".into()]),
+        Kind::PairBelow(a, b) => {
+            let outside = vec![format!("[{a:?}]"), format!("[{a:?}, {b:?}]"), format!("{a:?}")];
+            (vec![format!("[{a:?}, {a:?}]")], outside)
+        }
+        Kind::OneOf(words) => (texts(words), texts(&["nonsense", "7"])),
+        Kind::ListOf(words) => {
+            let twice = format!("['{0}', '{0}']", words[0]);
+            let outside = vec!["[]".into(), "['nonsense']".into(), twice, words[0].into()];
+            (words.iter().map(|w| format!("['{w}']")).collect(), outside)
+        }
+        Kind::Text => (texts(&["x"]), texts(&["", "7"])),
+        Kind::Path => (texts(&["x"]), texts(&["", "~/x", "7"])),
+        Kind::Paths => (
+            texts(&["['x']", "['x', '../y']"]),
+            texts(&["", "x", "[]", "['']", "['~/x']", "[7]", "['x', 'x']", "['x', 'y/../x']"]),
+        ),
+        Kind::Table => (
+            texts(&["{}", "{ a = 1, b = { c = [1.5, 'x'] } }"]),
+            texts(&["", "1", "[]", "{ a = nan }", "{ a = { b = [1, inf] } }"]),
+        ),
+        Kind::EventRecipe => {
+            (recipe_names().map(Into::into).collect(), texts(&["nonsense", "oppu-code"]))
+        }
+        Kind::Texts | Kind::NameOrPath | Kind::Recipe => panic!("{kind:?} is in no section"),
+    }
+}
+
+/// Methods 2.2: what is proposed where the paper is silent, and the paper's sizes.
+#[test]
+fn defaults_are_the_argued_ones() {
+    let config = good();
+    let population = &config.population;
+    assert_eq!(
+        (population.mask_ratio, population.lambda, population.virtual_shards),
+        (0.15, 1.0, 8)
+    );
+    let distill = &config.distill;
+    assert_eq!((distill.soft_weight, distill.temperature, distill.enabled), (0.5, 2.0, true));
+    let unlearn = &config.unlearn;
+    assert_eq!((unlearn.tau, unlearn.min_count, unlearn.smoothing), (1.5, 3, 1.0));
+    assert_eq!((unlearn.rule.as_str(), unlearn.beta, unlearn.adaptive), ("ratio", 1.0, false));
+    let teacher = "teacher_distribution";
+    assert_eq!((unlearn.forget.as_str(), unlearn.retain.as_str()), (teacher, teacher));
+    let model = &config.model;
+    assert_eq!((model.hidden, model.layers, model.heads, model.intermediate), (768, 12, 12, 3072));
+    assert_eq!((model.combine.as_str(), model.history.as_str()), ("concat", "last"));
+    assert_eq!((model.product.as_str(), model.prediction.as_str()), ("elementwise", "scalar"));
+    assert_eq!((distill.hidden, distill.layers, distill.heads), (384, 6, 6));
+    assert_eq!((distill.intermediate, model.pretrained.is_none()), (1536, true));
+    assert_eq!(config.individual.tune, Tune::AdaptersAndHead);
+    assert_eq!((config.data.train, config.data.validation, config.data.cold), (0.7, 0.1, 0.0));
+    assert_eq!((config.data.source, config.run.seed), (EventSourceKind::Generated, 42));
+    assert_eq!(config.evaluate.top_k, 5);
+}
+
+#[test]
+fn recipes_have_every_stage() {
+    let names: Vec<&str> = recipe_names().collect();
+    assert_eq!(names, ["pituning", "pituning-small"]);
+    let of = |name: &str| {
+        let stages = ["population", "distill", "unlearn", "individual"];
+        let sets = stages.map(|stage| format!("{stage}.recipe={name}"));
+        let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+        let config = set(&sets).unwrap();
+        [
+            config.population.training,
+            config.distill.training,
+            config.unlearn.training,
+            config.individual.training,
+        ]
+    };
+    for name in names {
+        let stages = of(name);
+        for training in &stages {
+            assert_eq!(training.targets, ["c_attn", "attn_c_proj", "c_fc", "mlp_c_proj"]);
+            assert_eq!((training.lora_rank, training.alpha, training.max_length), (8, 16.0, 0));
+            assert!(training.learning_rate > 0.0 && training.clip_norm > 0.0);
+        }
+        let brief = |r: &Recipe| (r.schedule, r.epochs, r.early_stop.enabled);
+        let [population, _, unlearn, own] = &stages;
+        assert_eq!(brief(unlearn), (ScheduleKind::Constant, 1, false));
+        assert_eq!(
+            (brief(population).0, brief(own).0),
+            (ScheduleKind::Cosine, ScheduleKind::Linear)
+        );
+        assert!(unlearn.learning_rate < own.learning_rate, "unlearning loosens, tuning decides");
+    }
+    let [paper, _, _, _] = of("pituning");
+    assert_eq!((paper.epochs, paper.early_stop.enabled), (25, true));
+    assert_ne!(of("pituning")[0], of("pituning-small")[0]);
+    let mixed = set(&["individual.recipe=pituning-small", "individual.epochs=9"]).unwrap();
+    assert_eq!((mixed.individual.training.epochs, mixed.individual.training.batch_size), (9, 16));
+}
+
+#[test]
+fn messages_name_file_key_line_and_a_guess() {
+    for (section, line, expected) in [
+        ("run", "sed = 1", "/dir/c.toml:2: unknown key `run.sed`; did you mean `seed`?"),
+        ("run", "tune = 1", "/dir/c.toml:2: unknown key `run.tune`; it belongs in [individual]"),
+        ("model", "tau = 1", "/dir/c.toml:8: unknown key `model.tau`; it belongs in [unlearn]"),
+        ("unlern", "", "/dir/c.toml:7: unknown key `unlern`; did you mean `unlearn`?"),
+        ("base", "", "/dir/c.toml:7: unknown key `base`; did you mean `data`?"),
+        ("individual", "override = []", "/dir/c.toml:8: unknown key `individual.override`"),
+        (
+            "individual",
+            "early_stop.patince = 4",
+            "/dir/c.toml:8: unknown key `individual.early_stop.patince`; did you mean `patience`?",
+        ),
+        (
+            "unlearn",
+            "forget = 'labels'",
+            "/dir/c.toml:8: `unlearn.forget` = \"labels\": allowed is one of \"teacher_answer\", \"teacher_distribution\", \"label\"; did you mean `label`?",
+        ),
+        (
+            "individual",
+            "recipe = 'pituning-smal'",
+            "/dir/c.toml:8: `individual.recipe` = \"pituning-smal\": allowed is a recipe's name: \"pituning\", \"pituning-small\"; did you mean `pituning-small`?",
+        ),
+        (
+            "individual",
+            "recipe = 'oppu-code'",
+            "/dir/c.toml:8: `individual.recipe` = \"oppu-code\": allowed is a recipe's name: \"pituning\", \"pituning-small\"",
+        ),
+        (
+            "data",
+            "generator = 3",
+            "/dir/c.toml:6: `data.generator` = 3: allowed is a table; its numbers are finite",
+        ),
+        ("study", "", "/dir/c.toml:7: `study`: makes this a study of several runs, not a run"),
+        // What no single key can say.
+        (
+            "data",
+            "files = ['x']",
+            "/dir/c.toml:6: `data.files`: has no meaning with source = \"generated\"",
+        ),
+        (
+            "data",
+            "preset = 'x'",
+            "/dir/c.toml:6: `data.preset`: has no meaning with source = \"generated\"",
+        ),
+        (
+            "data",
+            "format.header = true",
+            "/dir/c.toml:6: `data.format`: has no meaning with source = \"generated\"",
+        ),
+        ("data", "generator.cold = 0.1", "/dir/c.toml:6: `data.generator.cold`: is data.cold"),
+        (
+            "data",
+            "generator.split = [0.5, 0.5]",
+            "/dir/c.toml:6: `data.generator.split`: is data.train and data.validation",
+        ),
+        (
+            "data",
+            "train = 0.9",
+            "/dir/c.toml:6: `data.train`: and data.validation leave no events for the test",
+        ),
+        (
+            "model",
+            "heads = 7",
+            "/dir/c.toml:8: `model.heads`: = 7 does not divide model.hidden = 768",
+        ),
+        (
+            "model",
+            "hidden = 100",
+            "/dir/c.toml:7: `model.heads`: = 12 does not divide model.hidden = 100",
+        ),
+        (
+            "distill",
+            "heads = 5",
+            "/dir/c.toml:8: `distill.heads`: = 5 does not divide distill.hidden = 384",
+        ),
+        (
+            "run",
+            "arms = ['permuted']",
+            "/dir/c.toml:2: `run.arms`: has \"permuted\", but not \"personal\", whose tuned parts it takes",
+        ),
+        (
+            "unlearn",
+            "rule = 'teacher_error'\nmin_count = 0",
+            "/dir/c.toml:9: `unlearn.min_count`: = 0, but there is no recall of nothing",
+        ),
+        (
+            "distill",
+            "max_length = 8",
+            "/dir/c.toml:8: `distill.max_length`: has no meaning: a window has model.window events",
+        ),
+        (
+            "individual",
+            "targets = ['c_fc', 'q']",
+            "/dir/c.toml:8: `individual.targets`: has \"q\", but a GPT-2 block has c_attn, attn_c_proj, c_fc, mlp_c_proj",
+        ),
+        (
+            "population",
+            "lora_rank = 4",
+            "/dir/c.toml:8: `population.lora_rank`: has no meaning: every parameter is trained",
+        ),
+        (
+            "distill",
+            "dropout = 0.5",
+            "/dir/c.toml:8: `distill.dropout`: has no meaning: every parameter is trained",
+        ),
+        (
+            "unlearn",
+            "alpha = 4",
+            "/dir/c.toml:8: `unlearn.alpha`: is the same as in [individual]: both train one adapter",
+        ),
+    ] {
+        assert_eq!(with(section, line), expected, "[{section}] {line}");
+    }
+}
+
+#[test]
+fn logs_and_their_arms() {
+    let log = ["data.source=log", "data.files=['a.csv', '../b.csv']"];
+    let sets = |more: &[&'static str]| [&log[..], more].concat();
+    let config = set(&log).unwrap();
+    assert_eq!(config.data.files, ["/dir/a.csv", "/b.csv"].map(PathBuf::from));
+    for (more, expected) in [
+        (&["data.generator.users=3"][..], "`data.generator`: has no meaning with source = \"log\""),
+        (&["run.arms=['truth']"], "has \"truth\", but data.source = \"log\": nobody knows it"),
+        (
+            &["run.arms=['teacher']", "distill.enabled=false"],
+            "has \"teacher\", but distill.enabled = false: it is \"population\"",
+        ),
+        (
+            &["data.validation=0"],
+            "`population.early_stop.enabled`: = true, but data.validation = 0 leaves nothing to choose by",
+        ),
+    ] {
+        let message = set(&sets(more)).unwrap_err();
+        assert!(message.ends_with(expected), "{message}");
+    }
+    let message = set(&["data.source=log"]).unwrap_err();
+    assert!(message.ends_with("`data.files`: must be set with source = \"log\""), "{message}");
+    let off = ["population.early_stop.enabled=false", "distill.early_stop.enabled=false"];
+    let none = set(&[&off[..], &["data.validation=0"]].concat()).unwrap();
+    assert_eq!(none.data.validation, 0.0);
+    // A student that is not trained need not be possible; nor an adapter that nobody has.
+    assert!(set(&["distill.enabled=false", "distill.heads=5"]).is_ok());
+    assert!(set(&["individual.tune=all", "individual.targets=['q']"]).is_ok());
+    // Everything else goes with everything else.
+    let arms = EventArm::ALL.map(|arm| format!("'{}'", arm.name())).join(", ");
+    assert_eq!(set(&[&format!("run.arms=[{arms}]")]).unwrap().run.arms, EventArm::ALL);
+}
+
+#[test]
+fn paths_start_at_the_file_that_says_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::io::Write::write_all(&mut std::fs::File::create(path).unwrap(), text.as_bytes())
+            .unwrap();
+    };
+    write(
+        "parts/log.toml",
+        "data = { source = 'log', files = ['a.csv', '${D}/b.csv'], format = { header = false, columns.user = 0 } }\n",
+    );
+    write(
+        "c.toml",
+        "extends = 'parts/log.toml'\n[run]\nmethod = 'pituning'\nname = 'n'\nout_dir = 'o'\n[data.format]\ncolumns.time = 1\n[variant.v.data.format]\nheader = true\n",
+    );
+    let read = || Document::read(&folder.path().join("c.toml")).unwrap();
+    let variables = BTreeMap::from([("D".to_owned(), "/d".to_owned())]);
+    let config = read().resolve_events(&variables).unwrap();
+    assert_eq!(config.data.files, [folder.path().join("parts/a.csv"), "/d/b.csv".into()]);
+    assert_eq!(config.run.out_dir, folder.path().join("o"));
+    // Free tables are merged key by key like others.
+    let text = config.data.format.to_string();
+    let expected: toml::Table = "header = false\ncolumns = { user = 0, time = 1 }".parse().unwrap();
+    assert_eq!(config.data.format, expected, "{text}");
+    let mut document = read();
+    document.choose("v").unwrap();
+    document.set("data.files=['a.csv']").unwrap();
+    let config = document.resolve_events(&BTreeMap::new()).unwrap();
+    assert_eq!(config.data.files, [folder.path().join("a.csv")], "a --set's is the config's");
+    assert_eq!(config.data.format.get("header").and_then(toml::Value::as_bool), Some(true));
+    assert_eq!(config.run.name, "n-v");
+    assert_eq!(config.run.out_dir, folder.path().join("o-v"));
+    let message = read().resolve_events(&BTreeMap::new()).unwrap_err().to_string();
+    assert!(
+        message.contains("parts/log.toml:1: ") && message.contains("no variable `D`"),
+        "{message}"
+    );
+}
+
+#[test]
+fn set_reaches_into_free_tables() {
+    let config = set(&["data.generator.users=100", "data.generator.events=[5, 9]"]).unwrap();
+    let expected: toml::Table = "users = 100\nevents = [5, 9]".parse().unwrap();
+    assert_eq!(config.data.generator, expected);
+    let message = set(&["data.generator=3", "data.generator.users=1"]).unwrap_err();
+    assert_eq!(message, "--set data.generator.users=1: expected section.key=value");
+    // Numbers stay as they are written: what is a float is the reader's to say.
+    let config = set(&["data.generator.own_share=0"]).unwrap();
+    assert_eq!(config.data.generator.get("own_share"), Some(&toml::Value::Integer(0)));
+}
+
+#[test]
+fn unlearning_begins_the_adapter_that_is_tuned() {
+    let sets = ["individual.lora_rank=2", "individual.targets=['c_fc']", "unlearn.dropout=0.1"];
+    let config = set(&sets).unwrap();
+    let (unlearn, own) = (&config.unlearn.training, &config.individual.training);
+    assert_eq!((unlearn.lora_rank, &unlearn.targets[..]), (2, &["c_fc".to_owned()][..]));
+    assert_eq!((unlearn.dropout, own.dropout), (0.1, 0.0));
+    assert_eq!((unlearn.alpha, unlearn.rslora), (own.alpha, own.rslora));
+    assert_ne!(unlearn.learning_rate, own.learning_rate);
+    // What is resolved says so, and resolves.
+    let again = document(&config.to_toml().unwrap());
+    assert_eq!(resolve(&again).unwrap(), config);
+    // Saying the same twice is no fault.
+    assert!(set(&["individual.lora_rank=2", "unlearn.lora_rank=2"]).is_ok());
+}
+
+#[test]
+fn whole_configs_resolve_to_themselves() {
+    for config in everything() {
+        let toml = config.to_toml().unwrap();
+        let again = Document::parse(Path::new("/elsewhere/c.toml"), &toml).unwrap();
+        assert_eq!(resolve(&again).unwrap(), config, "{toml}");
+    }
+}
+
+#[test]
+fn required_keys_are_asked_for_by_name() {
+    for section in SECTIONS {
+        for key in section.keys.iter().filter(|k| k.default == Default::Required) {
+            let kept = GOOD.lines().filter(|l| !l.starts_with(&format!("{} =", key.name)));
+            let text = kept.fold(String::new(), |all, l| all + l + "\n");
+            let message = resolve(&document(&text)).unwrap_err();
+            let expected = format!("`{}.{}` must be set: {}", section.name, key.name, key.help);
+            assert!(message.contains(&expected), "{message}");
+        }
+    }
+}
+
+#[test]
+fn hashes_follow_what_they_are_of() {
+    let base = good();
+    assert_eq!(base.hash().unwrap(), good().hash().unwrap());
+    let placement = [
+        "run.name=other",
+        "run.out_dir=/else",
+        "engine.threads=3",
+        "engine.memory_gb=1",
+        "population.checkpoint_steps=5",
+    ];
+    for change in placement {
+        let moved = set(&[change]).unwrap();
+        assert_ne!(moved.hash().unwrap(), base.hash().unwrap(), "{change}");
+        assert_eq!(moved.result_hash().unwrap(), base.result_hash().unwrap(), "{change}");
+    }
+    for change in [
+        "run.seed=1",
+        "data.generator.users=5",
+        "model.pretrained=x",
+        "unlearn.beta=0.5",
+        "individual.alpha=9",
+        "distill.temperature=3",
+        "evaluate.tail_share=0.3",
+    ] {
+        let changed = set(&[change]).unwrap();
+        assert_ne!(changed.result_hash().unwrap(), base.result_hash().unwrap(), "{change}");
+    }
+    let log = |file: &str| {
+        set(&["data.source=log", &format!("data.files=['{file}']")]).unwrap().result_hash().unwrap()
+    };
+    assert_eq!(log("a"), log("b"), "the bytes are hashed by their reader");
+    let other = set(&["run.seed=1", "population.checkpoint_steps=3", "data.generator.a.b=5"]);
+    let differences = base.differences(&other.unwrap()).unwrap();
+    let lines: Vec<String> = differences.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        lines,
+        [
+            "data.generator.a.b: (unset) -> 5",
+            "population.checkpoint_steps: 0 -> 3",
+            "run.seed: 42 -> 1"
+        ]
+    );
+    let effects: Vec<Effect> = differences.iter().map(|d| d.effect).collect();
+    assert_eq!(effects, [Effect::Result, Effect::Placement, Effect::Result]);
+}

@@ -3,3 +3,4 @@
 #![expect(clippy::unwrap_used, reason = "test code")]
 
 mod documents;
+mod files;
