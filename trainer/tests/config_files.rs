@@ -33,7 +33,9 @@ fn of_variants(name: &str, variants: &[&str]) -> Config {
 fn names() -> Vec<String> {
     let files = std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().path());
     let tomls = files.filter(|path| path.extension().is_some_and(|e| e == "toml"));
-    tomls.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned()).collect()
+    let names = tomls.map(|path| path.file_name().unwrap().to_str().unwrap().to_owned());
+    // Those have sections and tests of their own.
+    names.filter(|name| !name.starts_with("pituning_")).collect()
 }
 
 /// The run of a file with variants, or all cells of a study.

@@ -2,7 +2,8 @@
 //!
 //! Owns: the TOML a user writes ([`Document`]), the checks and their messages, recipes by name, the resolved [`Config`]
 //! with its hash. Must never know: what a value leads to, the environment (`${NAME}` comes from a map), the terminal.
-//! Start reading at `keys.rs`, the table of all keys; then [`Document::resolve`].
+//! Start reading at `keys.rs`, the table of all keys; then [`Document::resolve`]. PITuning's runs have sections of their
+//! own: [`pituning`], [`Document::resolve_events`]; [`Document::method`] says which a file is.
 
 mod document;
 mod error;

@@ -31,7 +31,7 @@ impl Document {
     /// [`Self::resolve`] before the keys are held against each other.
     pub(super) fn meant(&self, variables: &BTreeMap<String, String>) -> Result<Config, Error> {
         if self.method()?.is_some() {
-            let reason = "is \"pituning\"; what is asked for takes other runs alone".to_owned();
+            let reason = "is \"pituning\"; here a run without a method is expected".to_owned();
             return Err(Error::Conflict { place: self.place(METHOD), key: METHOD.into(), reason });
         }
         let mut config: Config = self.sections(SECTIONS, variables)?;

@@ -1,50 +1,10 @@
 //! What a PITuning config may say, what it may not, and the message each fault gets.
 
+use super::{GOOD, document, everything, good, resolve, set, with};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use trainer::config::pituning::{
-    EventArm, EventConfig, EventSourceKind, Method, SECTIONS, Tune, recipe_names,
-};
-use trainer::config::{Default, Document, Effect, Kind, RECIPE, Recipe, ScheduleKind};
-
-const GOOD: &str = r#"[run]
-method = "pituning"
-name = "t"
-out_dir = "out"
-[data]
-source = "generated"
-"#;
-
-fn document(text: &str) -> Document {
-    Document::parse(Path::new("/dir/c.toml"), text).unwrap()
-}
-
-fn resolve(document: &Document) -> Result<EventConfig, String> {
-    document.resolve_events(&BTreeMap::new()).map_err(|e| e.to_string())
-}
-
-/// `GOOD` with `sets` applied.
-fn set(sets: &[&str]) -> Result<EventConfig, String> {
-    let mut document = document(GOOD);
-    for assignment in sets {
-        document.set(assignment).map_err(|e| e.to_string())?;
-    }
-    resolve(&document)
-}
-
-fn good() -> EventConfig {
-    set(&[]).unwrap()
-}
-
-/// The message of `GOOD` with `line` put into its section.
-fn with(section: &str, line: &str) -> String {
-    let header = format!("[{section}]\n");
-    let text = match GOOD.contains(&header) {
-        true => GOOD.replace(&header, &format!("{header}{line}\n")),
-        false => format!("{GOOD}{header}{line}\n"),
-    };
-    resolve(&document(&text)).unwrap_err()
-}
+use trainer::config::pituning::{EventArm, Method};
+use trainer::config::{Document, Effect};
 
 #[test]
 fn a_run_says_what_it_is() {
@@ -61,7 +21,7 @@ fn a_run_says_what_it_is() {
     let message = document(GOOD).resolve(&BTreeMap::new()).unwrap_err().to_string();
     assert_eq!(
         message,
-        "/dir/c.toml:2: `run.method`: is \"pituning\"; what is asked for takes other runs alone"
+        "/dir/c.toml:2: `run.method`: is \"pituning\"; here a run without a method is expected"
     );
     for (given, expected) in [
         ("'pituing'", "\"pituing\": allowed is one of \"pituning\"; did you mean `pituning`?"),
@@ -75,59 +35,278 @@ fn a_run_says_what_it_is() {
     }
 }
 
-/// A config with everything set, of a log; then of the generator.
-fn everything() -> [EventConfig; 2] {
-    let both = ["data.users=1", "data.max_windows=1", "data.max_test_windows=1"];
-    let log = [
-        "data.source=log",
-        "data.files=['a.csv']",
-        "data.preset=lsapp",
-        "data.format={ bucket_minutes = 30 }",
-        "model.pretrained=gpt2",
-    ];
-    let generated = ["data.generator={ users = 3 }", "model.pretrained=gpt2"];
-    [[&both[..], &log].concat(), [&both[..], &generated].concat()].map(|sets| set(&sets).unwrap())
+#[test]
+fn messages_name_file_key_line_and_a_guess() {
+    for (section, line, expected) in [
+        ("run", "sed = 1", "/dir/c.toml:2: unknown key `run.sed`; did you mean `seed`?"),
+        ("run", "tune = 1", "/dir/c.toml:2: unknown key `run.tune`; it belongs in [individual]"),
+        ("model", "tau = 1", "/dir/c.toml:8: unknown key `model.tau`; it belongs in [unlearn]"),
+        ("unlern", "", "/dir/c.toml:7: unknown key `unlern`; did you mean `unlearn`?"),
+        ("base", "", "/dir/c.toml:7: unknown key `base`"),
+        ("individual", "override = []", "/dir/c.toml:8: unknown key `individual.override`"),
+        (
+            "individual",
+            "early_stop.patince = 4",
+            "/dir/c.toml:8: unknown key `individual.early_stop.patince`; did you mean `patience`?",
+        ),
+        (
+            "unlearn",
+            "forget = 'labels'",
+            "/dir/c.toml:8: `unlearn.forget` = \"labels\": allowed is one of \"teacher_answer\", \"teacher_distribution\", \"label\"; did you mean `label`?",
+        ),
+        (
+            "individual",
+            "recipe = 'pituning-smal'",
+            "/dir/c.toml:8: `individual.recipe` = \"pituning-smal\": allowed is a recipe's name: \"pituning\", \"pituning-small\"; did you mean `pituning-small`?",
+        ),
+        (
+            "individual",
+            "recipe = 'oppu-code'",
+            "/dir/c.toml:8: `individual.recipe` = \"oppu-code\": allowed is a recipe's name: \"pituning\", \"pituning-small\"",
+        ),
+        (
+            "data",
+            "generator = 3",
+            "/dir/c.toml:6: `data.generator` = 3: allowed is a table; its numbers are finite",
+        ),
+        ("study", "", "/dir/c.toml:7: `study`: makes this a study of several runs, not a run"),
+        // What no single key can say.
+        (
+            "data",
+            "files = ['x']",
+            "/dir/c.toml:6: `data.files`: has no meaning with source = \"generated\"",
+        ),
+        (
+            "data",
+            "preset = 'x'",
+            "/dir/c.toml:6: `data.preset`: has no meaning with source = \"generated\"",
+        ),
+        (
+            "data",
+            "format.header = true",
+            "/dir/c.toml:6: `data.format`: has no meaning with source = \"generated\"",
+        ),
+        ("data", "generator.cold = 0.1", "/dir/c.toml:6: `data.generator.cold`: is data.cold"),
+        (
+            "data",
+            "generator.split = [0.5, 0.5]",
+            "/dir/c.toml:6: `data.generator.split`: is data.train and data.validation",
+        ),
+        (
+            "data",
+            "train = 0.9",
+            "/dir/c.toml:6: `data.train`: and data.validation leave no events for the test",
+        ),
+        (
+            "model",
+            "heads = 7",
+            "/dir/c.toml:8: `model.heads`: = 7 does not divide model.hidden = 768",
+        ),
+        (
+            "model",
+            "hidden = 100",
+            "/dir/c.toml:7: `model.heads`: = 12 does not divide model.hidden = 100",
+        ),
+        (
+            "distill",
+            "heads = 5",
+            "/dir/c.toml:8: `distill.heads`: = 5 does not divide distill.hidden = 384",
+        ),
+        (
+            "run",
+            "arms = ['permuted']",
+            "/dir/c.toml:2: `run.arms`: has \"permuted\", but not \"personal\", whose tuned parts it takes",
+        ),
+        (
+            "unlearn",
+            "rule = 'teacher_error'\nmin_count = 0",
+            "/dir/c.toml:9: `unlearn.min_count`: = 0, but there is no recall of nothing",
+        ),
+        (
+            "distill",
+            "max_length = 8",
+            "/dir/c.toml:8: `distill.max_length`: has no meaning: a window has model.window events",
+        ),
+        (
+            "individual",
+            "targets = ['c_fc', 'q']",
+            "/dir/c.toml:8: `individual.targets`: has \"q\", but a GPT-2 block has c_attn, attn_c_proj, c_fc, mlp_c_proj",
+        ),
+        (
+            "population",
+            "lora_rank = 4",
+            "/dir/c.toml:8: `population.lora_rank`: has no meaning: every parameter is trained",
+        ),
+        (
+            "distill",
+            "dropout = 0.5",
+            "/dir/c.toml:8: `distill.dropout`: has no meaning: every parameter is trained",
+        ),
+        (
+            "unlearn",
+            "alpha = 4",
+            "/dir/c.toml:8: `unlearn.alpha`: is the same as in [individual]: both train one adapter",
+        ),
+    ] {
+        assert_eq!(with(section, line), expected, "[{section}] {line}");
+    }
 }
 
 #[test]
-fn keys_and_structs_are_the_same() {
-    let mut got: Vec<String> = Vec::new();
+fn logs_and_their_arms() {
+    let log = ["data.source=log", "data.files=['a.csv', '../b.csv']"];
+    let sets = |more: &[&'static str]| [&log[..], more].concat();
+    let config = set(&log).unwrap();
+    assert_eq!(config.data.files, ["/dir/a.csv", "/b.csv"].map(PathBuf::from));
+    for (more, expected) in [
+        (&["data.generator.users=3"][..], "`data.generator`: has no meaning with source = \"log\""),
+        (&["run.arms=['truth']"], "has \"truth\", but data.source = \"log\": nobody knows it"),
+        (
+            &["run.arms=['teacher']", "distill.enabled=false"],
+            "has \"teacher\", but distill.enabled = false: it is \"population\"",
+        ),
+        (
+            &["data.validation=0"],
+            "`population.early_stop.enabled`: = true, but data.validation = 0 leaves nothing to choose by",
+        ),
+    ] {
+        let message = set(&sets(more)).unwrap_err();
+        assert!(message.ends_with(expected), "{message}");
+    }
+    let message = set(&["data.source=log"]).unwrap_err();
+    assert!(message.ends_with("`data.files`: must be set with source = \"log\""), "{message}");
+    let off = ["population.early_stop.enabled=false", "distill.early_stop.enabled=false"];
+    let none = set(&[&off[..], &["data.validation=0"]].concat()).unwrap();
+    assert_eq!(none.data.validation, 0.0);
+    // A student that is not trained need not be possible; nor an adapter that nobody has.
+    assert!(set(&["distill.enabled=false", "distill.heads=5"]).is_ok());
+    assert!(set(&["individual.tune=all", "individual.targets=['q']"]).is_ok());
+    // Everything else goes with everything else.
+    let arms = EventArm::ALL.map(|arm| format!("'{}'", arm.name())).join(", ");
+    assert_eq!(set(&[&format!("run.arms=[{arms}]")]).unwrap().run.arms, EventArm::ALL);
+}
+
+#[test]
+fn paths_start_at_the_file_that_says_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::io::Write::write_all(&mut std::fs::File::create(path).unwrap(), text.as_bytes())
+            .unwrap();
+    };
+    write(
+        "parts/log.toml",
+        "data = { source = 'log', files = ['a.csv', '${D}/b.csv'], format = { header = false, columns.user = 0 } }\n",
+    );
+    write(
+        "c.toml",
+        "extends = 'parts/log.toml'\n[run]\nmethod = 'pituning'\nname = 'n'\nout_dir = 'o'\n[data.format]\ncolumns.time = 1\n[variant.v.data.format]\nheader = true\n",
+    );
+    let read = || Document::read(&folder.path().join("c.toml")).unwrap();
+    let variables = BTreeMap::from([("D".to_owned(), "/d".to_owned())]);
+    let config = read().resolve_events(&variables).unwrap();
+    assert_eq!(config.data.files, [folder.path().join("parts/a.csv"), "/d/b.csv".into()]);
+    assert_eq!(config.run.out_dir, folder.path().join("o"));
+    // Free tables are merged key by key like others.
+    let text = config.data.format.to_string();
+    let expected: toml::Table = "header = false\ncolumns = { user = 0, time = 1 }".parse().unwrap();
+    assert_eq!(config.data.format, expected, "{text}");
+    let mut document = read();
+    document.choose("v").unwrap();
+    document.set("data.files=['a.csv']").unwrap();
+    let config = document.resolve_events(&BTreeMap::new()).unwrap();
+    assert_eq!(config.data.files, [folder.path().join("a.csv")], "a --set's is the config's");
+    assert_eq!(config.data.format.get("header").and_then(toml::Value::as_bool), Some(true));
+    assert_eq!(config.run.name, "n-v");
+    assert_eq!(config.run.out_dir, folder.path().join("o-v"));
+    let message = read().resolve_events(&BTreeMap::new()).unwrap_err().to_string();
+    assert!(
+        message.contains("parts/log.toml:1: ") && message.contains("no variable `D`"),
+        "{message}"
+    );
+}
+
+#[test]
+fn set_reaches_into_free_tables() {
+    let config = set(&["data.generator.users=100", "data.generator.events=[5, 9]"]).unwrap();
+    let expected: toml::Table = "users = 100\nevents = [5, 9]".parse().unwrap();
+    assert_eq!(config.data.generator, expected);
+    let message = set(&["data.generator=3", "data.generator.users=1"]).unwrap_err();
+    assert_eq!(message, "--set data.generator.users=1: expected section.key=value");
+    // Numbers stay as they are written: what is a float is the reader's to say.
+    let config = set(&["data.generator.own_share=0"]).unwrap();
+    assert_eq!(config.data.generator.get("own_share"), Some(&toml::Value::Integer(0)));
+}
+
+#[test]
+fn unlearning_begins_the_adapter_that_is_tuned() {
+    let sets = ["individual.lora_rank=2", "individual.targets=['c_fc']", "unlearn.dropout=0.1"];
+    let config = set(&sets).unwrap();
+    let (unlearn, own) = (&config.unlearn.training, &config.individual.training);
+    assert_eq!((unlearn.lora_rank, &unlearn.targets[..]), (2, &["c_fc".to_owned()][..]));
+    assert_eq!((unlearn.dropout, own.dropout), (0.1, 0.0));
+    assert_eq!((unlearn.alpha, unlearn.rslora), (own.alpha, own.rslora));
+    assert_ne!(unlearn.learning_rate, own.learning_rate);
+    // What is resolved says so, and resolves.
+    let again = document(&config.to_toml().unwrap());
+    assert_eq!(resolve(&again).unwrap(), config);
+    // Saying the same twice is no fault.
+    assert!(set(&["individual.lora_rank=2", "unlearn.lora_rank=2"]).is_ok());
+}
+
+#[test]
+fn whole_configs_resolve_to_themselves() {
     for config in everything() {
-        leaves(&serde_json::to_value(&config).unwrap(), "", &mut got);
-    }
-    got.sort();
-    got.dedup();
-    let mut expected: Vec<String> = Vec::new();
-    for section in SECTIONS {
-        let recipe: &[_] = if section.recipe { RECIPE } else { &[] };
-        let keys = section.keys.iter().chain(recipe);
-        expected.extend(keys.map(|k| format!("{}.{}", section.name, k.name)));
-        assert!(section.keys.iter().chain(recipe).all(|k| !k.help.is_empty()));
-    }
-    expected.sort();
-    assert_eq!(got, expected);
-}
-
-/// The paths of all that is no table; free tables count as one.
-fn leaves(value: &serde_json::Value, path: &str, out: &mut Vec<String>) {
-    match value.as_object() {
-        Some(map) if !["data.format", "data.generator"].contains(&path) => {
-            for (k, v) in map {
-                let path = if path.is_empty() { k.clone() } else { format!("{path}.{k}") };
-                leaves(v, &path, out);
-            }
-        }
-        _ => out.push(path.to_owned()),
+        let toml = config.to_toml().unwrap();
+        let again = Document::parse(Path::new("/elsewhere/c.toml"), &toml).unwrap();
+        assert_eq!(resolve(&again).unwrap(), config, "{toml}");
     }
 }
 
 #[test]
-fn arms_have_the_names_of_their_words() {
-    let key = SECTIONS[0].keys.iter().find(|k| k.name == "arms").unwrap();
-    let Kind::ListOf(words) = key.kind else { panic!("{:?}", key.kind) };
-    let names: Vec<&str> = EventArm::ALL.iter().map(|arm| arm.name()).collect();
-    assert_eq!(names, words);
-    for arm in EventArm::ALL {
-        assert_eq!(serde_json::to_value(arm).unwrap(), arm.name());
+fn hashes_follow_what_they_are_of() {
+    let base = good();
+    assert_eq!(base.hash().unwrap(), good().hash().unwrap());
+    let placement = [
+        "run.name=other",
+        "run.out_dir=/else",
+        "engine.threads=3",
+        "engine.memory_gb=1",
+        "population.checkpoint_steps=5",
+    ];
+    for change in placement {
+        let moved = set(&[change]).unwrap();
+        assert_ne!(moved.hash().unwrap(), base.hash().unwrap(), "{change}");
+        assert_eq!(moved.result_hash().unwrap(), base.result_hash().unwrap(), "{change}");
     }
+    for change in [
+        "run.seed=1",
+        "data.generator.users=5",
+        "model.pretrained=x",
+        "unlearn.beta=0.5",
+        "individual.alpha=9",
+        "distill.temperature=3",
+        "evaluate.tail_share=0.3",
+    ] {
+        let changed = set(&[change]).unwrap();
+        assert_ne!(changed.result_hash().unwrap(), base.result_hash().unwrap(), "{change}");
+    }
+    let log = |file: &str| {
+        set(&["data.source=log", &format!("data.files=['{file}']")]).unwrap().result_hash().unwrap()
+    };
+    assert_eq!(log("a"), log("b"), "the bytes are hashed by their reader");
+    let other = set(&["run.seed=1", "population.checkpoint_steps=3", "data.generator.a.b=5"]);
+    let differences = base.differences(&other.unwrap()).unwrap();
+    let lines: Vec<String> = differences.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        lines,
+        [
+            "data.generator.a.b: (unset) -> 5",
+            "population.checkpoint_steps: 0 -> 3",
+            "run.seed: 42 -> 1"
+        ]
+    );
+    let effects: Vec<Effect> = differences.iter().map(|d| d.effect).collect();
+    assert_eq!(effects, [Effect::Result, Effect::Placement, Effect::Result]);
 }
