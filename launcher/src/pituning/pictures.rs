@@ -36,7 +36,7 @@ pub(super) fn write(
             title: format!("{}: share of answers by true intent", shown.name()),
             x_label: "answered".to_owned(),
             y_label: "true intent, most frequent first".to_owned(),
-            columns: labels.clone(),
+            columns: labels.iter().cloned().chain(["others".to_owned()]).collect(),
             rows: labels.clone(),
             shares: confusion.shares(&listed),
         })?;
