@@ -70,7 +70,14 @@ fn messages_name_file_key_line_and_a_guess() {
             "/dir/c.toml:6: `data.generator` = 3: allowed is a table; its numbers are finite",
         ),
         ("study", "", "/dir/c.toml:7: `study`: makes this a study of several runs, not a run"),
-        // What no single key can say.
+    ] {
+        assert_eq!(with(section, line), expected, "[{section}] {line}");
+    }
+}
+
+#[test]
+fn keys_that_do_not_go_together_are_named() {
+    for (section, line, expected) in [
         (
             "data",
             "files = ['x']",
@@ -177,7 +184,7 @@ fn logs_and_their_arms() {
     assert!(message.ends_with("`data.files`: must be set with source = \"log\""), "{message}");
     let off = ["population.early_stop.enabled=false", "distill.early_stop.enabled=false"];
     let none = set(&[&off[..], &["data.validation=0"]].concat()).unwrap();
-    assert_eq!(none.data.validation, 0.0);
+    assert_eq!((none.data.validation, none.data.train), (0.0, 0.7));
     // A student that is not trained need not be possible; nor an adapter that nobody has.
     assert!(set(&["distill.enabled=false", "distill.heads=5"]).is_ok());
     assert!(set(&["individual.tune=all", "individual.targets=['q']"]).is_ok());
@@ -247,7 +254,7 @@ fn unlearning_begins_the_adapter_that_is_tuned() {
     assert_eq!((unlearn.lora_rank, &unlearn.targets[..]), (2, &["c_fc".to_owned()][..]));
     assert_eq!((unlearn.dropout, own.dropout), (0.1, 0.0));
     assert_eq!((unlearn.alpha, unlearn.rslora), (own.alpha, own.rslora));
-    assert_ne!(unlearn.learning_rate, own.learning_rate);
+    assert!(unlearn.learning_rate < own.learning_rate, "the rest is its own");
     // What is resolved says so, and resolves.
     let again = document(&config.to_toml().unwrap());
     assert_eq!(resolve(&again).unwrap(), config);

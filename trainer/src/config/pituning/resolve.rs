@@ -28,8 +28,8 @@ impl Document {
 
     /// The config of a PITuning run as meant; `variables` are as in [`Document::resolve`].
     ///
-    /// What `[data.format]` and `[data.generator]` say is left to their readers. The shape of the adapters that unlearning
-    /// begins is the individual stage's.
+    /// What `[data.format]` and `[data.generator]` say is left to their readers. The shape of the adapters that
+    /// unlearning begins is the individual stage's.
     ///
     /// # Errors
     /// As [`Document::resolve`].
