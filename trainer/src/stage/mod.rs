@@ -11,6 +11,7 @@ pub mod recipe;
 pub mod sample;
 pub mod trainee;
 pub mod whole;
+mod windows;
 
 use crate::ids::UserId;
 
