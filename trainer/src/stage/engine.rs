@@ -11,7 +11,9 @@ use crate::model::batch::Batch;
 use crate::model::event::{Adapted, EventNetwork, EventStepper, EventTable};
 use crate::model::network::Network;
 use crate::model::step::Stepper;
-use crate::pack::Packer;
+use crate::pack::{ClassLoss, Packer};
+use crate::prompt::Example;
+use kernels::classify::Row;
 use kernels::lora::Segment;
 use kernels::optim::{AdamW, Update};
 use kernels::{Backend, Ops};
@@ -35,6 +37,11 @@ pub trait Model<B: Ops> {
     fn rows(&self) -> usize;
     /// Numbers that stand in a pack for tokens or events are below this.
     fn vocab(&self) -> usize;
+    /// Why an example cannot be trained on with its loss, beyond its ids and its length; such a user is put aside, and
+    /// no pack ever refuses the others.
+    fn refuses(&self, _: &Example, _: Option<&ClassLoss>) -> Option<String> {
+        None
+    }
     /// Forward and backward of a checked pack: unweighted losses of its targets; `grads += d(Σ weight · loss)`.
     ///
     /// # Errors
@@ -158,6 +165,31 @@ impl<B: Ops + Backend<Act = f32>> Model<B> for Events<'_, B> {
 
     fn vocab(&self) -> usize {
         self.table.len().max(self.net.spec().intents)
+    }
+
+    fn refuses(&self, example: &Example, loss: Option<&ClassLoss>) -> Option<String> {
+        let (intents, known) = (self.net.spec().intents, self.table.len());
+        let Some((&target, rows @ [_, ..])) = example.tokens.split_last() else {
+            return Some("a window without an event".into());
+        };
+        if example.prompt_len != rows.len() {
+            return Some(format!(
+                "{} intents after a window",
+                example.tokens.len().saturating_sub(example.prompt_len)
+            ));
+        }
+        if let Some(row) = rows.iter().find(|&&row| row as usize >= known) {
+            return Some(format!("event {row} of {known}"));
+        }
+        if target as usize >= intents {
+            return Some(format!("intent {target} of {intents}"));
+        }
+        let ClassLoss { row, teacher } = loss?;
+        let row = Row { target, ..*row };
+        if teacher.len() != intents && (row.needs_teacher() || !teacher.is_empty()) {
+            return Some(format!("a teacher of {} intents, not {intents}", teacher.len()));
+        }
+        Row::check_all(&[row], intents, true).err().map(|e| e.to_string())
     }
 
     fn train(

@@ -250,8 +250,15 @@ fn fits<B: Ops>(job: &Job, model: &impl Model<B>) -> std::result::Result<(), Str
                 "example {i}: {tokens} tokens, the base has {positions} positions"
             ));
         }
+        if let Some(reason) = model.refuses(example, job.losses.get(i)) {
+            return Err(format!("example {i}: {reason}"));
+        }
     }
-    Ok(())
+    match job.losses.len() {
+        0 => Ok(()),
+        losses if losses == job.examples.len() => Ok(()),
+        losses => Err(format!("{losses} losses of {} examples", job.examples.len())),
+    }
 }
 
 /// Mean loss of a user's tokens, without dropout, in packs of its own.

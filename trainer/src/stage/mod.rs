@@ -5,6 +5,7 @@
 
 pub mod engine;
 pub mod foresee;
+mod hidden;
 pub mod individual;
 pub mod lesson;
 pub mod own;

@@ -5,6 +5,7 @@
 //! the shards' gradients are added in the order of their numbers; so any number of ranks gives the same bytes. The model
 //! on the backend is made anew from the flat vector after each step.
 
+use super::hidden::{Hidden, Window, masked};
 use super::individual::End;
 use super::population::PopulationStep;
 use super::{Error, Result};
@@ -12,15 +13,13 @@ use crate::comm::{Communicator, GradientSync, LocalShards, Reduce, shards_of};
 use crate::config::Recipe;
 use crate::ids::UserKey;
 use crate::model::activations::StepSize;
-use crate::model::event::{EventNetwork, EventStepper, EventTable, Goal, History, MASKED};
+use crate::model::event::{EventNetwork, EventStepper, EventTable, Goal, History};
 use crate::optim::{Order, steps_per_user};
 use crate::pack::{ClassLoss, Packer, Piece, chunks};
 use crate::prompt::Example;
 pub use crate::store::{Best, State};
 use kernels::optim::{AdamW, Update};
-use kernels::random::uniform_f32;
 use kernels::{Backend, Ops};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The auxiliary objective: events hidden from the model, to be named again.
@@ -88,9 +87,6 @@ fn enough(state: &State, recipe: &Recipe) -> bool {
     let early = &recipe.early_stop;
     early.enabled && state.best.as_ref().is_some_and(|b| b.epochs_since >= early.patience)
 }
-
-/// "MASK".
-const MASK: u32 = 0x4d41_534b;
 
 /// The key of the population stage's shuffling and masks, or of distilling's.
 pub fn whole_key(seed: u64, stage: &str) -> [u32; 2] {
@@ -251,8 +247,12 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
     ) -> Result<(Vec<f64>, usize)> {
         let len = self.net.places().len();
         self.values.resize(ids.len() * len, 0.0);
+        let window = |i: u32| &task.windows[i as usize];
         let masks: Vec<Vec<u32>> = match task.reconstruction {
-            Some(r) => batch.iter().map(|&i| masked(task, i, epoch, r.mask_ratio)).collect(),
+            Some(r) => batch
+                .iter()
+                .map(|&i| masked(task.key, (window(i), i), epoch, r.mask_ratio))
+                .collect(),
             None => Vec::new(),
         };
         let hidden: usize = masks.iter().map(Vec::len).sum();
@@ -268,7 +268,7 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
             rows += self.train(&pieces, (Goal::Intents, each), &mut losses[i])?;
             if let Some(r) = task.reconstruction {
                 let hidden: Vec<Hidden> =
-                    own().map(|at| Hidden::of(task, batch[at], &masks[at])).collect();
+                    own().map(|at| Hidden::of(window(batch[at]), &masks[at])).collect();
                 let table = self.table;
                 let targets: Vec<Vec<u32>> = hidden.iter().map(|h| h.events(table)).collect();
                 let pieces: Vec<Piece<'_>> =
@@ -363,69 +363,4 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
         self.net.trunk().backend().read(&self.norm, 0, &mut norm)?;
         Ok(norm[0])
     }
-}
-
-/// A window of a task.
-#[derive(Clone, Copy)]
-struct Window<'a> {
-    example: &'a Example,
-    loss: Option<&'a ClassLoss>,
-}
-
-impl<'a> Window<'a> {
-    fn of(task: &WholeTask<'a>, index: u32) -> Self {
-        let index = index as usize;
-        Self { example: &task.windows[index], loss: task.losses.get(index) }
-    }
-
-    fn piece(self, of_mean: bool) -> Piece<'a> {
-        let piece = Piece::supervised(&self.example.tokens, self.example.prompt_len);
-        let first_output = if of_mean { 0 } else { piece.first_output };
-        Piece { first_output, loss: self.loss, ..piece }
-    }
-}
-
-/// A window some of whose events are hidden.
-struct Hidden<'a> {
-    rows: Vec<u32>,
-    only: &'a [u32],
-}
-
-impl<'a> Hidden<'a> {
-    fn of(task: &WholeTask<'_>, index: u32, only: &'a [u32]) -> Self {
-        let example = &task.windows[index as usize];
-        let mut rows = example.tokens[..events(example).end].to_vec();
-        for &row in only {
-            rows[row as usize] |= MASKED;
-        }
-        Self { rows, only }
-    }
-
-    /// The hidden events.
-    fn events(&self, table: &EventTable) -> Vec<u32> {
-        let event = |row: &u32| {
-            let row = table.row(self.rows[*row as usize]).unwrap_or(&[]);
-            row.get(crate::data::events::EVENT).copied().unwrap_or(0)
-        };
-        self.only.iter().map(event).collect()
-    }
-
-    /// The piece, if anything is hidden.
-    fn piece<'b>(&'b self, targets: &'b [u32]) -> Option<Piece<'b>> {
-        let (rows, only) = (self.rows.as_slice(), Some(self.only));
-        (!targets.is_empty()).then_some(Piece { rows, first_output: 0, targets, loss: None, only })
-    }
-}
-
-fn events(example: &Example) -> Range<usize> {
-    0..example.tokens.len().saturating_sub(1)
-}
-
-/// The events of a window that are hidden in an epoch: each by a number of its own, a function of (key, window, epoch,
-/// place) alone.
-fn masked(task: &WholeTask<'_>, index: u32, epoch: u32, ratio: f64) -> Vec<u32> {
-    let end = u32::try_from(events(&task.windows[index as usize]).end).unwrap_or(u32::MAX);
-    (0..end)
-        .filter(|&place| f64::from(uniform_f32(task.key, [index, epoch, place, MASK])) < ratio)
-        .collect()
 }
