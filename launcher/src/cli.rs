@@ -278,7 +278,7 @@ pub(crate) struct FolderArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ForgetArgs {
-    /// The run folder.
+    /// The run folder, or a study's.
     #[arg(long, value_name = "DIR")]
     pub(crate) run: PathBuf,
     /// The user.
