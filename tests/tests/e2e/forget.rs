@@ -112,6 +112,13 @@ fn a_study_forgets_in_every_cell_the_cache_and_its_tables() {
     story.launcher(&stranger).run().must(3).says(&["nothing in run is of user user"]);
     assert_eq!(story.files("run"), whole);
 
+    // What a crash leaves: a shared result without its list, a line cut in the middle, a file not renamed.
+    std::fs::create_dir_all(story.path("run/cache/answers/half")).unwrap();
+    story.put("run/cache/answers/half/base.jsonl", title(4, 10).as_bytes());
+    let events = format!("{}/events/rank-0000.jsonl", cells[1]);
+    let torn = story.text(&events) + "{\"event\":\"user_step\",\"user\":\"user 4";
+    story.put(&events, torn.as_bytes());
+    story.put(&format!("{}/predictions/.myr-1-1.tmp", cells[2]), USER.as_bytes());
     story.put("run/note.txt", b"she is \"user 4\"");
     forget(&story, "run").must(0).says(&["tables", "individual.override", "run/note.txt"]);
     std::fs::remove_file(story.path("run/note.txt")).unwrap();
@@ -127,6 +134,24 @@ fn a_study_forgets_in_every_cell_the_cache_and_its_tables() {
     // Again finds a tombstone and nothing else.
     forget(&story, "run").must(0);
     gone(&story, "run", &traces);
+}
+
+#[test]
+fn a_study_goes_on_without_the_user() {
+    let story = story("[study.axes]\n\"prompt.retrieved\" = [0, 1]\n");
+    story.edit_config("\n[base]", "arms = [\"rag\", \"personal\"]\n\n[base]");
+    story.edit_config("users = [\"user 3\", \"user 4\"]", "users = [\"user 3\"]");
+    let start = || story.launcher(&["study", "--config", "config.toml"]).run().must(0).stdout;
+    let first = start();
+    let cells = story.files("run/cells");
+    let (cell, _) = cells.iter().find(|(f, _)| f.ends_with("profiles.json")).unwrap();
+    let cell = cell.parent().unwrap().strip_prefix(story.root()).unwrap();
+    let traces = traces(&story, cell.to_str().unwrap());
+    forget(&story, "run").must(0);
+    assert_ne!(start(), first, "the table has the user");
+    gone(&story, "run", &traces);
+    let rows = &story.json("run/study.json")["results"]["cells"];
+    assert!(rows.as_array().unwrap().iter().all(|r| r["num_users"] == 5), "{rows}");
 }
 
 #[test]
