@@ -1,23 +1,23 @@
-//! What can be done with the adapters of a run folder: export, import, verify, forget.
+//! What can be done with the adapters of a run folder: export, import, verify.
 
-use crate::cli::{ExportArgs, FolderArgs, ForgetArgs, ImportArgs};
+use crate::cli::{ExportArgs, FolderArgs, ImportArgs};
 use crate::env::Env;
 use crate::exit::{Exit, Fails};
 use crate::watch::{print, say};
 use anyhow::Context;
 use kernels::Cpu;
 use std::path::Path;
-use trainer::config::{Arm, Config, Document};
+use trainer::config::{Config, Document};
 use trainer::ids::{UserId, UserKey};
 use trainer::lora::{SiteList, Target};
 use trainer::model::cache::MappedBase;
 use trainer::store::peft::{ExportOptions, Naming};
 use trainer::store::{AdapterRef, Commit, Manifest, Outcome, Provenance, Store, Writer};
 
-const NO_RUN: &str = "give the folder of a run, the one its last line names";
+pub(crate) const NO_RUN: &str = "give the folder of a run, the one its last line names";
 
 /// The config a run folder was made with.
-fn config(run: &Path, env: &Env) -> anyhow::Result<Config> {
+pub(crate) fn config(run: &Path, env: &Env) -> anyhow::Result<Config> {
     let document = Document::read(&run.join("config.toml")).input(NO_RUN)?;
     document.resolve(&env.variables()).input(NO_RUN)
 }
@@ -152,80 +152,4 @@ pub(crate) fn verify(args: &FolderArgs, env: &Env) -> anyhow::Result<Exit> {
         problems.len()
     ));
     Ok(if problems.is_empty() { Exit::Done } else { Exit::Verification })
-}
-
-pub(crate) fn forget(args: &ForgetArgs) -> anyhow::Result<Exit> {
-    let user = UserId::new(&args.user);
-    let forgotten = trainer::store::forget(&args.run.join("store"), &user.key())
-        .input("the user must be in the run's store")?;
-    let removed = forget_text(&args.run, &user)? + forget_profile(&args.run, &user)?;
-    let tables = forget_tables(&args.run)?;
-    print(&format!(
-        "user {user}: {} bytes of adapters in {} ranks and {removed} lines of predictions, events and profile texts removed",
-        forgotten.bytes, forgotten.num_ranks
-    ));
-    if tables {
-        say(
-            "the tables named users and are removed: launcher evaluate --config FILE makes them anew",
-        );
-    }
-    say("a population adapter trained on this user's data is not covered; exports are not either");
-    Ok(Exit::Done)
-}
-
-/// Takes the user's lines out of predictions and events.
-fn forget_text(run: &Path, user: &UserId) -> anyhow::Result<usize> {
-    let mut removed = 0;
-    for folder in ["predictions", "events"] {
-        let Ok(entries) = std::fs::read_dir(run.join(folder)) else { continue };
-        for entry in entries {
-            let path = entry?.path();
-            let text = std::fs::read_to_string(&path)?;
-            let mine = |line: &&str| {
-                let value: Option<serde_json::Value> = serde_json::from_str(line).ok();
-                value.is_some_and(|v| v.get("user").and_then(|u| u.as_str()) == Some(user.as_str()))
-            };
-            let kept: Vec<&str> = text.lines().filter(|line| !mine(line)).collect();
-            let lines = text.lines().count();
-            if kept.len() < lines {
-                removed += lines - kept.len();
-                let text: String = kept.iter().flat_map(|l| [*l, "\n"]).collect();
-                trainer::store::write_atomic(&path, text.as_bytes())?;
-            }
-        }
-    }
-    Ok(removed)
-}
-
-/// Takes the user's text out of the profiles the base wrote.
-fn forget_profile(run: &Path, user: &UserId) -> anyhow::Result<usize> {
-    let path = run.join(crate::run::PROFILES);
-    if !path.exists() {
-        return Ok(0);
-    }
-    let mut texts: Vec<serde_json::Value> = serde_json::from_slice(&std::fs::read(&path)?)?;
-    let before = texts.len();
-    texts.retain(|text| text.get("id").and_then(|id| id.as_str()) != Some(user.as_str()));
-    trainer::store::write_atomic(&path, &serde_json::to_vec_pretty(&texts)?)?;
-    Ok(before - texts.len())
-}
-
-/// Removes the tables, which name the users who gain and lose most, and the answers in LaMP's form, which a run writes
-/// anew from its records; whether there were any tables.
-fn forget_tables(run: &Path) -> anyhow::Result<bool> {
-    for arm in Arm::ALL {
-        let path = run.join("predictions").join(format!("{}.json", arm.name()));
-        if path.exists() {
-            std::fs::remove_file(path)?;
-        }
-    }
-    let mut removed = false;
-    for name in crate::run::TABLES {
-        let path = run.join(name);
-        if path.exists() {
-            std::fs::remove_file(path)?;
-            removed = true;
-        }
-    }
-    Ok(removed)
 }

@@ -47,7 +47,7 @@ pub(crate) enum Command {
     Import(ImportArgs),
     /// Reads everything of a run folder and checks it against its checksums.
     Verify(FolderArgs),
-    /// Removes a user's adapter from a run folder, bytes and all.
+    /// Takes a user out of the folder of a run or a study, bytes and all.
     Forget(ForgetArgs),
     /// Ranks, processors, MPI and libraries as this job sees them.
     Doctor,
@@ -290,7 +290,7 @@ pub(crate) struct FolderArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ForgetArgs {
-    /// The run folder.
+    /// The run folder, or a study's.
     #[arg(long, value_name = "DIR")]
     pub(crate) run: PathBuf,
     /// The user.

@@ -9,6 +9,7 @@ mod doctor;
 mod env;
 mod evaluate_files;
 mod exit;
+mod forget;
 mod labels;
 mod pituning;
 mod plan;
@@ -90,7 +91,7 @@ fn dispatch(command: Command, env: &Env, comm: &dyn Communicator) -> anyhow::Res
         Command::Export(args) => alone(comm, || adapters::export(&args, env)),
         Command::Import(args) => alone(comm, || adapters::import(&args, env)),
         Command::Verify(args) => alone(comm, || adapters::verify(&args, env)),
-        Command::Forget(args) => alone(comm, || adapters::forget(&args)),
+        Command::Forget(args) => alone(comm, || forget::forget(&args, env)),
         Command::Bench(args) => alone(comm, || bench::run(&args, env, comm)),
         Command::Completions { .. } => Ok(Exit::Done),
     }

@@ -298,13 +298,9 @@ impl Session {
         self.config.predict.max_new_tokens.unwrap_or(own)
     }
 
-    /// Hash of what can change results: the config's, and the template's words, which may lie in a file of
-    /// their own.
+    /// [`result_hash`] of this run.
     pub(crate) fn result_hash(&self) -> anyhow::Result<String> {
-        let template = serde_json::to_string(self.task.template())?;
-        let mut hasher = blake3::Hasher::new_derive_key("myriad 2026 results");
-        hasher.update(&self.config.result_hash()?.0).update(template.as_bytes());
-        Ok(hasher.finalize().to_hex().to_string())
+        result_hash(&self.config, self.task.template())
     }
 
     /// What the run is made of, for resume and for the reader of the folder.
@@ -332,6 +328,15 @@ impl Session {
             environment,
         })
     }
+}
+
+/// Hash of what can change results: the config's, and the template's words, which may lie in a file of
+/// their own.
+pub(crate) fn result_hash(config: &Config, template: &Template) -> anyhow::Result<String> {
+    let template = serde_json::to_string(template)?;
+    let mut hasher = blake3::Hasher::new_derive_key("myriad 2026 results");
+    hasher.update(&config.result_hash()?.0).update(template.as_bytes());
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 /// The adapter of each recipe for personal adapters, and the sites they have.

@@ -7,6 +7,7 @@
 //! An entry is whole when its `entry.json` is there; files are checked against it before they are given out.
 
 use super::digest::Digest;
+use super::key::{arithmetic, each, prompts, settings, tokens};
 use crate::run::Run;
 use crate::shown::Shown;
 use crate::watch::say;
@@ -17,7 +18,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use trainer::comm::Reduce;
-use trainer::config::{Arm, PredictMode};
+use trainer::config::Arm;
 use trainer::ids::UserId;
 use trainer::model::cache::MappedBase;
 use trainer::prompt::Example;
@@ -26,6 +27,8 @@ use trainer::store::write_atomic;
 
 /// The list of an entry's files.
 const LIST: &str = "entry.json";
+const ANSWERS: &str = "answers";
+const PROFILES: &str = "profiles";
 
 /// The folder of what cells share.
 #[derive(Debug)]
@@ -57,6 +60,28 @@ impl Cache {
         Self { folder: study.join("cache") }
     }
 
+    /// The folders of entries with a record for each user.
+    pub(crate) fn of_users(&self) -> io::Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for kind in [ANSWERS, PROFILES] {
+            let folder = self.folder.join(kind);
+            if folder.is_dir() {
+                found.extend(fs::read_dir(folder)?.map(|e| e.map(|e| e.path())).collect::<Result<
+                    Vec<_>,
+                    _,
+                >>(
+                )?);
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+
+    /// Whether an entry's folder is whole; what is not is no entry.
+    pub(crate) fn is_whole(entry: &Path) -> bool {
+        entry.join(LIST).is_file()
+    }
+
     /// The answers of `base`, without adapters, to the prompts of all users, put into the run if they are known;
     /// none if the run has the file already.
     pub(crate) fn answers(
@@ -72,7 +97,7 @@ impl Cache {
         arithmetic(run, base, &mut digest);
         settings(run, &mut digest)?;
         prompts(run, Shown::to(arm), &mut digest)?;
-        self.entry(run, "answers", &digest, vec![file.to_owned()]).map(Some)
+        self.entry(run, ANSWERS, &digest, vec![file.to_owned()]).map(Some)
     }
 
     /// The population stage of these examples, put into the run if it is known; none if the run has it already.
@@ -121,7 +146,7 @@ impl Cache {
             of_user.tokens(&asked.unwrap_or_default());
             Ok(())
         })?;
-        self.entry(run, "profiles", &digest, vec![file.to_owned()])
+        self.entry(run, PROFILES, &digest, vec![file.to_owned()])
     }
 
     fn entry(
@@ -256,82 +281,6 @@ fn same_files(from: &Path, to: &Path) -> anyhow::Result<()> {
         fs::copy(from, &part)?;
         fs::File::open(&part)?.sync_all()?;
         fs::rename(&part, to)?;
-    }
-    Ok(())
-}
-
-/// Weights, and whatever decides the last bit of what is computed with them.
-fn arithmetic(run: &Run<'_>, base: &MappedBase, digest: &mut Digest) {
-    digest.text(env!("CARGO_PKG_VERSION"));
-    digest.text(kernels::cpu::vector_instructions());
-    digest.text(base.form());
-    digest.text(&base.hash().to_string());
-    digest.text(&format!("{:?}", run.session.rules));
-    digest.number(run.session.config.prompt.max_length as u64);
-}
-
-/// How tokens are read and where a text ends.
-fn tokens(run: &Run<'_>, digest: &mut Digest) {
-    digest.bytes(&run.session.tokenizer.hash());
-    digest.tokens(run.session.tokenizer.eos());
-}
-
-/// How queries are answered and answers are written.
-fn settings(run: &Run<'_>, digest: &mut Digest) -> anyhow::Result<()> {
-    let (session, predict) = (run.session, &run.session.config.predict);
-    digest.bytes(&serde_json::to_vec(predict)?);
-    let sampled = predict.mode == PredictMode::Generate && predict.temperature > 0.0;
-    digest.number(if sampled { session.config.run.seed } else { 0 });
-    tokens(run, digest);
-    let labels = match predict.mode {
-        PredictMode::Generate => None,
-        PredictMode::Label => session.task.label_sequences(&session.tokenizer)?,
-    };
-    digest.number(u64::from(labels.is_some()));
-    if let Some(labels) = labels {
-        digest.tokens(&labels.shared);
-        labels.sequences.iter().for_each(|label| digest.tokens(label));
-    }
-    // Labels and all that may be done to a written answer.
-    digest.bytes(&serde_json::to_vec(session.task.template())?);
-    Ok(())
-}
-
-/// Every user with every query as it is asked.
-fn prompts(run: &Run<'_>, shown: Shown, digest: &mut Digest) -> anyhow::Result<()> {
-    let session = run.session;
-    each(run, session.index().personal.len(), digest, &|user, of_user| {
-        let record = session.data.user(user)?;
-        of_user.text(record.id.as_str());
-        for query in session.queries(&record, shown).0 {
-            of_user.text(&query.id);
-            of_user.number(u64::from(query.gold.is_some()));
-            of_user.text(query.gold.as_deref().unwrap_or_default());
-            of_user.tokens(&query.tokens);
-        }
-        Ok(())
-    })
-}
-
-/// What there is of each user, in the order of their numbers; the ranks read a share each.
-fn each(
-    run: &Run<'_>,
-    users: usize,
-    digest: &mut Digest,
-    of: &dyn Fn(usize, &mut Digest) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let ranks = run.comm.size();
-    let mut mine = Vec::new();
-    for user in (run.comm.rank()..users).step_by(ranks) {
-        let mut of_user = Digest::new("myriad 2026 study user 1");
-        of(user, &mut of_user)?;
-        mine.extend(of_user.finish());
-    }
-    let all = run.comm.all_gather_bytes(&mine)?;
-    digest.number(users as u64);
-    for user in 0..users {
-        let at = user / ranks * 32;
-        digest.bytes(all[user % ranks].get(at..at + 32).context("a rank left users out")?);
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 
 mod cache;
 mod digest;
+mod key;
 mod pictures;
 mod report;
 mod table;

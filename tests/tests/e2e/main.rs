@@ -12,6 +12,7 @@ mod crash;
 mod doctor;
 mod equivalence;
 mod evaluate_files;
+mod forget;
 mod hostile;
 mod lamp;
 mod prepare;

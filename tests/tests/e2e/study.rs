@@ -248,6 +248,62 @@ fn another_template_or_another_gold_is_no_hit() {
 }
 
 #[test]
+fn texts_about_users_are_written_once() {
+    let story = study(
+        "[study.axes]\n'prompt.retrieved' = [0, 1]\n\
+         [[study.axes.what]]\nlabel = 'plain'\nset = { 'data.personal' = 'personal.jsonl' }\n\
+         [[study.axes.what]]\nlabel = 'path'\nset = { 'data.personal' = 'copy.jsonl' }\n\
+         [[study.axes.what]]\nlabel = 'data'\nset = { 'data.personal' = 'other.jsonl' }\n\
+         [[study.axes.what]]\nlabel = 'seed'\nset = { 'run.seed' = 7 }\n\
+         [[study.axes.what]]\nlabel = 'items'\nset = { 'profile.items' = 1 }\n\
+         [[study.axes.what]]\nlabel = 'length'\nset = { 'profile.max_new_tokens' = 11 }\n\
+         [[study.axes.what]]\nlabel = 'sampling'\nset = { 'profile.temperature' = 0.9 }\n",
+    );
+    let mut base = story.json("base/config.json");
+    base["max_position_embeddings"] = 1024.into();
+    story.put("base/config.json", base.to_string().as_bytes());
+    story.put("copy.jsonl", &story.read("personal.jsonl"));
+    let mut users: Vec<Value> = (0..crate::story::USERS).map(crate::story::user).collect();
+    // Every item: the base is shown two of them.
+    for item in users[3]["history"].as_array_mut().unwrap() {
+        item["text"] = "something else".into();
+    }
+    story.put("other.jsonl", &crate::story::lines(users));
+    let text = story.text("study.toml");
+    let text = text
+        .replace("max_length = 256", "max_length = 800")
+        .replace("[population]\n", "[population]\nenabled = false\n")
+        .replace("out_dir = \"run\"", "out_dir = \"run\"\narms = ['pag']");
+    let profile = "[profile]\nsource = 'generate'\nitems = 2\nmax_new_tokens = 12\n";
+    story.put("study.toml", format!("{text}\n{profile}").as_bytes());
+    start(&story, 0, &[]).must(0).says(&["profiles       as in another cell"]);
+    let of = |what: &str, retrieved: usize| {
+        let folder = cell(&story, &format!("retrieved={retrieved},what={what}"));
+        format!("{folder}/profiles.json")
+    };
+    let texts = |what: &str| inode(story.path(&of(what, 0)));
+    let mut seen = BTreeSet::new();
+    for what in ["plain", "data", "seed", "items", "length", "sampling"] {
+        assert_eq!(texts(what), inode(story.path(&of(what, 1))), "{what}: written twice");
+        assert!(seen.insert(texts(what)), "{what}: another cell's texts");
+        let all = story.json(&of(what, 0));
+        assert_eq!(all.as_array().unwrap().len(), crate::story::USERS, "{what}");
+    }
+    assert_eq!(texts("plain"), texts("path"), "equal users in another file");
+    assert_ne!(story.text(&of("plain", 0)), story.text(&of("length", 0)));
+
+    // A cell that is gone gets them back, on any number of ranks, and they are those of a run alone.
+    let lost = of("plain", 1);
+    let text = story.text(&lost);
+    std::fs::remove_dir_all(story.path(&lost).parent().unwrap()).unwrap();
+    start(&story, 2, &[]).must(0);
+    assert_eq!(inode(story.path(&lost)), texts("plain"));
+    std::fs::remove_dir_all(story.path("run")).unwrap();
+    start(&story, 2, &[]).must(0);
+    assert_eq!(story.text(&of("plain", 0)), text);
+}
+
+#[test]
 fn a_study_is_checked_whole_before_it_starts_and_is_no_run() {
     let story = study("[study.axes]\n\"run.seed\" = [1, 2]\n\"prompt.retrieved\" = [1, -1]\n");
     start(&story, 0, &[]).must(3).says(&["cell seed=1,retrieved=-1: ", "study.toml:3: ", "hint:"]);
