@@ -5,8 +5,9 @@
 //! the gradient buffers in row order, in parallel over their elements (`gradient.rs`). A row's share does
 //! not depend on its tile or block, so neither size can change a bit. Start at the `impl Intent for Cpu`.
 
+use super::chain::{Chain, Pair};
 use super::gradient::Shares;
-use super::row::{Dense, Hidden, Logits, Mix, Slopes, Through, transpose};
+use super::row::{Dense, Hidden, Logits, Mix, Slopes, transpose};
 use super::{Backward, Forward, Head, Intent, Product, Segment, Shape};
 use crate::backend::Mat;
 use crate::cpu::{Cpu, CpuBuf};
@@ -384,8 +385,9 @@ impl<'a, 'b> Tile<'a, 'b> {
             }
             if let (Some((dh, stride)), Product::Elementwise) = (&mut dh, product) {
                 let dh = &mut dh[i * *stride..][..d];
-                let (w, r) = (self.pass.w1(d), Rows { data: r, stride: d });
-                lanes::run(Through { w, r, hidden: k, dh });
+                let w = self.pass.w1(d);
+                let terms = w.data.chunks(w.stride).zip(r.chunks(d)).map(|(w, r)| Pair(w, r));
+                lanes::run(Chain { to: dh, terms, accumulate: false });
             }
             let trained = |s: &Segment| s.delta_grad_offset != Segment::NONE;
             if wanted.table || (wanted.deltas && self.pass.segment(row).is_some_and(trained)) {

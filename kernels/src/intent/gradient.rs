@@ -4,13 +4,13 @@
 //! Every element is one chain over rows, ascending, from what the buffer holds; tasks own elements that
 //! do not overlap. Start at [`Shares`].
 
+use super::chain::{Chain, Pair, Plain, Scaled};
 use super::cpu::Pass;
 use super::row::Dense;
 use super::{Product, Segment};
 use crate::error::{Error, Result};
-use crate::lanes::{self, Kernel, LANES};
+use crate::lanes;
 use crate::product::{Left, Rows};
-use pulp::Simd;
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
@@ -45,79 +45,8 @@ pub(super) struct Shares<'a, 'b> {
 }
 
 /// `to += Σ rows`, in order.
-struct Add<'a, I>(&'a mut [f32], I);
-
-impl<'r, I: Iterator<Item = &'r [f32]> + Clone> Kernel for Add<'_, I> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        // Four vectors at a time rest in registers while the rows pass.
-        for (part, to) in self.0.chunks_mut(4 * LANES).enumerate() {
-            let first = part * 4 * LANES;
-            let mut sums = [0.0f32; 4 * LANES];
-            sums[..to.len()].copy_from_slice(to);
-            for row in self.1.clone() {
-                if let Some(row) = row[first..].first_chunk::<{ 4 * LANES }>() {
-                    sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
-                } else {
-                    sums.iter_mut().zip(&row[first..]).for_each(|(sum, x)| *sum += x);
-                }
-            }
-            to.copy_from_slice(&sums[..to.len()]);
-        }
-    }
-}
-
-/// `to += Σ factor · row`, in order.
-struct AddScaled<'a, I>(&'a mut [f32], I);
-
-impl<'r, I: Iterator<Item = (&'r f32, &'r [f32])> + Clone> Kernel for AddScaled<'_, I> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        for (part, to) in self.0.chunks_mut(4 * LANES).enumerate() {
-            let first = part * 4 * LANES;
-            let mut sums = [0.0f32; 4 * LANES];
-            sums[..to.len()].copy_from_slice(to);
-            for (factor, row) in self.1.clone() {
-                if let Some(row) = row[first..].first_chunk::<{ 4 * LANES }>() {
-                    sums.iter_mut().zip(row).for_each(|(sum, x)| *sum = factor.mul_add(*x, *sum));
-                } else {
-                    let row = row[first..].iter();
-                    sums.iter_mut().zip(row).for_each(|(sum, x)| *sum = factor.mul_add(*x, *sum));
-                }
-            }
-            to.copy_from_slice(&sums[..to.len()]);
-        }
-    }
-}
-
-/// `to += Σ row (.) other`, in order.
-struct AddProducts<'a, I>(&'a mut [f32], I);
-
-impl<'r, I: Iterator<Item = (&'r [f32], &'r [f32])> + Clone> Kernel for AddProducts<'_, I> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        for (part, to) in self.0.chunks_mut(4 * LANES).enumerate() {
-            let first = part * 4 * LANES;
-            let mut sums = [0.0f32; 4 * LANES];
-            sums[..to.len()].copy_from_slice(to);
-            for (x, y) in self.1.clone() {
-                let whole = x[first..].first_chunk::<{ 4 * LANES }>();
-                if let (Some(x), Some(y)) = (whole, y[first..].first_chunk::<{ 4 * LANES }>()) {
-                    for ((sum, x), y) in sums.iter_mut().zip(x).zip(y) {
-                        *sum = x.mul_add(*y, *sum);
-                    }
-                } else {
-                    for ((sum, x), y) in sums.iter_mut().zip(&x[first..]).zip(&y[first..]) {
-                        *sum = x.mul_add(*y, *sum);
-                    }
-                }
-            }
-            to.copy_from_slice(&sums[..to.len()]);
-        }
-    }
+fn add<'r>(to: &mut [f32], rows: impl Iterator<Item = &'r [f32]> + Clone) {
+    lanes::run(Chain { to, terms: rows.map(Plain), accumulate: true });
 }
 
 impl Shares<'_, '_> {
@@ -136,17 +65,17 @@ impl Shares<'_, '_> {
             .enumerate()
             .for_each(|(unit, grad)| self.add_unit(unit, sums_at, grad));
         grads[at.table..][..n * d].par_chunks_mut(d).enumerate().for_each(|(intent, grad)| {
-            lanes::run(Add(grad, self.part().columns(table_at + intent * d, d)));
+            add(grad, self.part().columns(table_at + intent * d, d));
         });
         for (i, at) in [at.b1, at.slope, at.w2].into_iter().enumerate() {
             let rows = self.part().columns(sums_at + i * padded, k);
-            lanes::run(Add(&mut grads[at..at + k], rows));
+            add(&mut grads[at..at + k], rows);
         }
         for da in self.dlogits(self.rows.clone()) {
             grads[at.b2] += da.iter().sum::<f32>();
         }
         if let Some(at) = at.bias {
-            lanes::run(Add(&mut grads[at..at + n], self.dlogits(self.rows.clone())));
+            add(&mut grads[at..at + n], self.dlogits(self.rows.clone()));
         }
     }
 
@@ -158,9 +87,12 @@ impl Shares<'_, '_> {
         let h = self.rows.clone().map(|row| self.pass.history(row));
         let (of_v, grad) = grad.split_at_mut(d);
         let (of_product, of_h) = grad.split_at_mut(shape.product_dim());
-        lanes::run(Add(of_v, r.clone()));
+        add(of_v, r.clone());
         match shape.product {
-            Product::Elementwise => lanes::run(AddProducts(of_product, r.zip(h.clone()))),
+            Product::Elementwise => {
+                let terms = r.zip(h.clone()).map(|(r, h)| Pair(r, h));
+                lanes::run(Chain { to: of_product, terms, accumulate: true });
+            }
             Product::Outer => Dense {
                 left: Left::Transposed,
                 a: Rows { data: &self.shares[unit * d..], stride: shape.share_len() },
@@ -172,8 +104,8 @@ impl Shares<'_, '_> {
             }
             .run(),
         }
-        let s = self.part().columns(sums_at + unit, 1).map(|s| &s[0]);
-        lanes::run(AddScaled(of_h, s.zip(h)));
+        let terms = self.part().columns(sums_at + unit, 1).zip(h).map(|(s, h)| Scaled(s[0], h));
+        lanes::run(Chain { to: of_h, terms, accumulate: true });
     }
 
     /// `da` of some rows of the pack.
@@ -239,9 +171,9 @@ impl Shares<'_, '_> {
         let piece = PIECE.div_ceil(d) * d;
         of_table.par_chunks_mut(piece).enumerate().for_each(|(index, grad)| {
             let width = grad.len();
-            lanes::run(Add(grad, part.columns(table_at + index * piece, width)));
+            add(grad, part.columns(table_at + index * piece, width));
         });
-        lanes::run(Add(of_bias, self.dlogits(start..end)));
+        add(of_bias, self.dlogits(start..end));
     }
 }
 

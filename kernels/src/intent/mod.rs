@@ -19,6 +19,7 @@
 use crate::backend::{Backend, Buffer, Mat, MatMut};
 use crate::error::{Error, Result, check_len};
 
+mod chain;
 pub mod cpu;
 mod gradient;
 mod row;

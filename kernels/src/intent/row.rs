@@ -168,34 +168,6 @@ impl Kernel for Slopes<'_> {
     }
 }
 
-/// `dh_i = Σ_k W_p[k, i] R[k, i]`, a chain along `k` from zero.
-pub(super) struct Through<'a> {
-    pub(super) w: Rows<'a>,
-    pub(super) r: Rows<'a>,
-    pub(super) hidden: usize,
-    pub(super) dh: &'a mut [f32],
-}
-
-impl Kernel for Through<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
-        // Four vectors at a time rest in registers.
-        for (part, dh) in self.dh.chunks_mut(4 * LANES).enumerate() {
-            let first = part * 4 * LANES;
-            let mut sums = [0.0f32; 4 * LANES];
-            for k in 0..self.hidden {
-                let w = &self.w.data[k * self.w.stride + first..][..dh.len()];
-                let r = &self.r.data[k * self.r.stride + first..][..dh.len()];
-                for ((sum, w), r) in sums.iter_mut().zip(w).zip(r) {
-                    *sum = w.mul_add(*r, *sum);
-                }
-            }
-            dh.copy_from_slice(&sums[..dh.len()]);
-        }
-    }
-}
-
 /// `to [cols, to_stride]` is the transpose of `from [rows, from.stride]`, what is beyond `rows` stays.
 pub(super) fn transpose(
     from: Rows<'_>,
