@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use trainer::config::pituning::EventArm;
 use trainer::eval::Bootstrap;
 use trainer::eval::intents::{
-    Classes, IntentArm, IntentComparison, IntentOptions, Outcome, Slice, UserOutcomes, compare,
-    long_tail, popularity_slices, table,
+    Classes, Detail, IntentArm, IntentComparison, IntentOptions, Outcome, Slice, UserOutcomes,
+    compare, long_tail, popularity_slices, table,
 };
 use trainer::ids::UserId;
 use trainer::store::write_atomic;
@@ -53,6 +53,13 @@ fn lead(course: &Course<'_>) -> anyhow::Result<()> {
         },
         Slice { name: "own long tail".into(), classes: Classes::PerUser(own) },
     ];
+    let every: Vec<u32> = (0..).take(counts.len()).collect();
+    let cold = session.data.users.iter().filter(|user| user.cold);
+    let cold: BTreeMap<UserId, Vec<u32>> =
+        cold.map(|user| (user.id.clone(), every.clone())).collect();
+    if !cold.is_empty() {
+        slices.push(Slice { name: "cold people".into(), classes: Classes::PerUser(cold) });
+    }
     if let Some(truth) = &session.truth {
         let own = (0..session.data.users.len())
             .map(|n| (session.data.users[n].id.clone(), truth.own_intents(n)))
@@ -85,13 +92,21 @@ fn lead(course: &Course<'_>) -> anyhow::Result<()> {
         &course.path("metrics.json"),
         serde_json::to_string_pretty(&comparison)?.as_bytes(),
     )?;
-    let people =
+    let mut people =
         IntentComparison { slices: comparison.slices[..shown].to_vec(), ..comparison.clone() };
-    let text = table(&people);
-    write_atomic(&course.path("table.txt"), text.as_bytes())?;
+    write_atomic(&course.path("table.txt"), table(&people, Detail::Whole).as_bytes())?;
     let bands: Vec<String> = bands.into_iter().map(|band| band.name).collect();
     pictures::write(course, (&comparison, &bands), &arms)?;
-    print(text.trim_end());
+    // On the terminal what the method is about; the rest is in the file.
+    let slice = if session.truth.is_some() { "true own intents" } else { "own long tail" };
+    people.slices.retain(|s| s.slice == "all" || s.slice == slice);
+    for row in people.slices.iter_mut().flat_map(|s| &mut s.rows) {
+        let tuned = |name: &str| config.run.arms.iter().any(|a| a.name() == name && a.of_student());
+        let own = row.arm.clone();
+        row.differences.retain(|d| tuned(&own) && own != "population" && d.reference != own);
+    }
+    print(table(&people, Detail::Brief).trim_end());
+    print(&format!("all slices, means over people: {}", course.path("table.txt").display()));
     Ok(())
 }
 

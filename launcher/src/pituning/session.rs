@@ -137,6 +137,11 @@ impl EventSession {
         if let Some(whole) = binding.as_object_mut() {
             whole.remove("engine");
         }
+        for (section, key) in [("data", "files"), ("population", "checkpoint_steps")] {
+            if let Some(table) = binding.get_mut(section).and_then(|s| s.as_object_mut()) {
+                table.remove(key);
+            }
+        }
         let hash = |text: &[u8]| blake3::hash(text).to_hex().to_string();
         Ok(Manifest {
             format_version: trainer::store::manifest::FORMAT_VERSION,

@@ -32,7 +32,7 @@ pub struct Piece<'a> {
 /// Loss of a target over a few classes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClassLoss {
-    /// The loss; its target and weight are the piece's.
+    /// The loss, with a target of its own; its weight is the share's.
     pub row: Row,
     /// The teacher's logits of all classes; empty where the loss needs none.
     pub teacher: Vec<f32>,
@@ -43,11 +43,6 @@ impl ClassLoss {
     pub fn new(row: Row, teacher: &[f32]) -> Self {
         let teacher = if row.needs_teacher() { teacher.to_vec() } else { Vec::new() };
         Self { row, teacher }
-    }
-
-    /// Cross-entropy of the label.
-    pub fn plain() -> Self {
-        Self { row: Row::hard(0, 1.0), teacher: Vec::new() }
     }
 }
 
@@ -319,22 +314,27 @@ impl Packer {
         }
         self.batch.targets.extend_from_slice(piece.targets);
         self.batch.weights.extend(std::iter::repeat_n(weight, piece.targets.len()));
-        if let (Some(loss), [target]) = (piece.loss, piece.targets) {
-            self.class_loss(loss, *target, weight);
+        if let Some(loss) = piece.loss.filter(|_| piece.targets.len() == 1) {
+            self.class_loss(loss, weight);
         } else if !self.batch.losses.is_empty() {
-            for &target in piece.targets {
-                self.class_loss(&ClassLoss::plain(), target, weight);
-            }
+            self.plain_losses(self.batch.targets.len());
         }
     }
 
-    /// The loss of the last target; targets before it that had none get the plain one, and zeros for a teacher.
-    fn class_loss(&mut self, loss: &ClassLoss, target: u32, weight: f32) {
-        let Batch { losses, teacher, targets, weights, .. } = &mut self.batch;
-        while losses.len() + 1 < targets.len() {
+    /// Plain losses for the targets before `end` that have none.
+    fn plain_losses(&mut self, end: usize) {
+        let Batch { losses, targets, weights, .. } = &mut self.batch;
+        while losses.len() < end {
             losses.push(Row::hard(targets[losses.len()], weights[losses.len()]));
         }
-        losses.push(Row { target, weight, ..loss.row });
+    }
+
+    /// The loss of the last target, which may be about another class than what came; targets before it that had none get
+    /// the plain one, and zeros for a teacher.
+    fn class_loss(&mut self, loss: &ClassLoss, weight: f32) {
+        self.plain_losses(self.batch.targets.len() - 1);
+        let Batch { losses, teacher, .. } = &mut self.batch;
+        losses.push(Row { weight, ..loss.row });
         if !loss.teacher.is_empty() {
             teacher.resize((losses.len() - 1) * loss.teacher.len(), 0.0);
             teacher.extend_from_slice(&loss.teacher);
@@ -450,6 +450,25 @@ mod tests {
         assert_eq!(alone.batch().outputs.row_token, behind.batch().outputs.row_token[10..]);
         assert_eq!(behind.batch().full.segments[1][1].rows as usize, rows);
         assert!(behind.batch().full.segments[0].is_empty());
+    }
+
+    #[test]
+    fn a_loss_of_its_own_keeps_its_target_and_takes_the_shares_weight() {
+        let tokens = [4, 5, 6];
+        let plain = Piece::supervised(&tokens, 2);
+        let away = ClassLoss::new(Row::forget(Some(2), 9.0, 1.0, 4.0), &[]);
+        let held = ClassLoss::new(Row::retain(None, 9.0), &[0.5, 1.5, 2.5]);
+        let pieces =
+            [plain, Piece { loss: Some(&away), ..plain }, Piece { loss: Some(&held), ..plain }, plain];
+        let mut packer = Packer::new(false);
+        let (adapter, layout, weight, first_token) = (None, 0, 0.25, 0);
+        packer.add(&Share { adapter, layout, pieces: &pieces, weight, first_token });
+        let batch = packer.batch();
+        let hard = Row::hard(6, 0.25);
+        let (away, held) = (Row { weight, ..away.row }, Row { weight, ..held.row });
+        assert_eq!(batch.losses, [hard, away, held, hard]);
+        assert_eq!(batch.losses[1].target, 2, "not the 6 that came");
+        assert_eq!(batch.teacher, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.5, 1.5, 2.5]);
     }
 
     #[test]

@@ -185,8 +185,8 @@ const UNLEARN: &[Key] = &[
     key("recall", SOME, Is("0.5"), Result, "with teacher_error: forgotten below this recall"),
     key(
         "forget",
-        Kind::OneOf(&["teacher_answer", "teacher_distribution", "label"]),
-        Is("\"teacher_distribution\""),
+        Kind::OneOf(&["teacher_error", "teacher_answer", "teacher_distribution", "label"]),
+        Is("\"teacher_error\""),
         Result,
         "what forgotten windows are led away from",
     ),

@@ -277,7 +277,7 @@ pub struct Unlearn {
     pub top: usize,
     /// Teacher's recall below which rule `teacher_error` takes an intent.
     pub recall: f64,
-    /// What forgotten windows are led away from: `teacher_answer`, `teacher_distribution` or `label`.
+    /// What forgotten windows are led away from: `teacher_error`, `teacher_answer`, `teacher_distribution` or `label`.
     pub forget: String,
     /// What retained windows are held to: `teacher_distribution` or `label`.
     pub retain: String,

@@ -69,7 +69,7 @@ fn values_by_hand() {
     let of_own = find(own, "good", IntentMetric::RecM).over_users;
     assert_eq!((of_own.value, of_own.interval.lo, of_own.interval.hi), (0.5, 0.5, 0.5));
     assert!(find(all, "poor", IntentMetric::RecM).differences.is_empty());
-    let text = table(&done);
+    let text = table(&done, Detail::Whole);
     for part in
         ["all: 4 targets of 2 people", "| good ", "0.7500", "good - poor", "none: 0 targets"]
     {

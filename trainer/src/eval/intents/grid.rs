@@ -3,14 +3,24 @@
 use super::{IntentComparison, IntentMetric, IntentRow, SliceRows};
 use crate::eval::grid::Grid;
 
-/// Aligned Markdown: for every slice the six metrics of every arm over samples, then over users, then what the first
-/// reference's difference in macro recall and accuracy is.
-pub fn table(comparison: &IntentComparison) -> String {
-    let percent = 100.0 * comparison.bootstrap.confidence;
-    comparison.slices.iter().map(|slice| of_slice(slice, percent)).collect::<Vec<_>>().join("\n")
+/// How much of a comparison is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Detail {
+    /// Means over samples, and differences in macro recall.
+    Brief,
+    /// Means over users as well, and differences in accuracy.
+    Whole,
 }
 
-fn of_slice(slice: &SliceRows, percent: f64) -> String {
+/// Aligned Markdown: for every slice the six metrics of every arm over samples, then over users, then the differences in
+/// macro recall and accuracy from the references.
+pub fn table(comparison: &IntentComparison, detail: Detail) -> String {
+    let percent = 100.0 * comparison.bootstrap.confidence;
+    let slices = comparison.slices.iter().map(|slice| of_slice(slice, percent, detail));
+    slices.collect::<Vec<_>>().join("\n")
+}
+
+fn of_slice(slice: &SliceRows, percent: f64, detail: Detail) -> String {
     let name = slice.slice.replace(['\n', '\r', '|'], " ");
     let mut text =
         format!("{name}: {} targets of {} people\n\n", slice.num_targets, slice.num_users);
@@ -20,7 +30,8 @@ fn of_slice(slice: &SliceRows, percent: f64) -> String {
     let names = IntentMetric::ALL.map(IntentMetric::name);
     let heads: Vec<&str> = ["arm", "over"].into_iter().chain(names).collect();
     let mut grid = Grid::new(&heads, 2);
-    for over_users in [false, true] {
+    let ways: &[bool] = if detail == Detail::Whole { &[false, true] } else { &[false] };
+    for &over_users in ways {
         for arm in slice.rows.chunks(names.len()) {
             let over = if over_users { "users" } else { "samples" };
             let value = |row: &IntentRow| {
@@ -42,7 +53,11 @@ fn of_slice(slice: &SliceRows, percent: f64) -> String {
     ];
     let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
     let mut grid = Grid::new(&heads, 2);
-    let shown = |row: &&IntentRow| matches!(row.metric, IntentMetric::RecM | IntentMetric::RecW);
+    let shown = |row: &&IntentRow| match row.metric {
+        IntentMetric::RecM => true,
+        IntentMetric::RecW => detail == Detail::Whole,
+        _ => false,
+    };
     for row in slice.rows.iter().filter(shown) {
         for d in &row.differences {
             let estimate = |e: crate::eval::Estimate| {

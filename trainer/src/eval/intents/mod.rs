@@ -34,7 +34,7 @@ pub use compare::{
     UserOutcomes, compare,
 };
 pub use confusion::Confusion;
-pub use grid::table;
+pub use grid::{Detail, table};
 pub use outcome::{Outcome, ranked};
 pub use slice::{Classes, Slice, long_tail, popularity_slices};
 pub use tally::{Averaged, IntentMetric, Tally};

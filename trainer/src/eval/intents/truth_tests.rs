@@ -89,7 +89,7 @@ fn knowing_the_person_wins_on_his_long_tail() {
         let rows = &done.slices[slice].rows;
         rows.iter().find(|r| r.arm == arm && r.metric == metric).unwrap()
     };
-    let text = table(&done);
+    let text = table(&done, Detail::Whole);
     for slice in [1, 2] {
         // By a wide margin: three times the recall, and the interval far from 0.
         let [personal, population] =
