@@ -317,8 +317,12 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
                     own().map(|at| Hidden::of(window(batch[at]), &masks[at])).collect();
                 let table = self.table;
                 let targets: Vec<Vec<u32>> = hidden.iter().map(|h| h.events(table)).collect();
-                let pieces: Vec<Piece<'_>> =
-                    hidden.iter().zip(&targets).filter_map(|(h, t)| h.piece(t)).collect();
+                let pieces: Vec<Piece<'_>> = hidden
+                    .iter()
+                    .zip(&targets)
+                    .filter_map(|(h, t)| h.piece(t))
+                    .map(needed)
+                    .collect();
                 #[expect(clippy::cast_possible_truncation, reason = "rounded once to f32")]
                 let weight = each_hidden * r.lambda as f32;
                 rows += self.train(&pieces, (Goal::Events, weight), &mut losses[i])?;
@@ -416,6 +420,13 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
         self.net.trunk().backend().read(&self.norm, 0, &mut norm)?;
         Ok(norm[0])
     }
+}
+
+/// A piece up to the last row that is asked: attention is causal, so what follows has no part in any answer.
+fn needed(piece: Piece<'_>) -> Piece<'_> {
+    let last = piece.only.and_then(<[u32]>::last);
+    let end = last.map_or(piece.rows.len(), |&last| last as usize + 1);
+    Piece { rows: &piece.rows[..end.min(piece.rows.len())], ..piece }
 }
 
 /// `sum += x`, elementwise.

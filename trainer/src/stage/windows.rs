@@ -32,7 +32,7 @@ impl<'a> Window<'a> {
     }
 }
 
-/// A window some of whose events are hidden, up to the last of these.
+/// A window some of whose events are hidden.
 pub(super) struct Hidden<'a> {
     rows: Vec<u32>,
     only: &'a [u32],
@@ -40,9 +40,7 @@ pub(super) struct Hidden<'a> {
 
 impl<'a> Hidden<'a> {
     pub(super) fn of(example: &Example, only: &'a [u32]) -> Self {
-        // What follows the last hidden event has no part in naming any: attention is causal.
-        let end = only.last().map_or(0, |&last| last as usize + 1);
-        let mut rows = example.tokens[..end].to_vec();
+        let mut rows = example.tokens[..events(example).end].to_vec();
         for &row in only {
             rows[row as usize] |= MASKED;
         }
@@ -135,8 +133,6 @@ mod tests {
         let piece = hidden.piece(&targets).unwrap();
         assert_eq!(piece.rows, [2 | MASKED, 0, 1 | MASKED]);
         assert_eq!((piece.only, piece.targets), (Some(&only[..]), &[8, 5][..]));
-        let first = Hidden::of(&example, &[0]);
-        assert_eq!(first.rows, [2 | MASKED], "none behind the last hidden one");
         assert!(Hidden::of(&example, &[]).piece(&[]).is_none());
     }
 }
