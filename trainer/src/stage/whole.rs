@@ -20,6 +20,7 @@ use crate::prompt::Example;
 pub use crate::store::{Best, State};
 use kernels::optim::{AdamW, Update};
 use kernels::{Backend, Ops};
+use rayon::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The auxiliary objective: events hidden from the model, to be named again.
@@ -127,7 +128,8 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
         StepSize { rows, stored_blocks: net.spec().layers, backward: true }
     }
 
-    /// Bytes of [`WholeTrainer::new`] and of the shards' gradients on a rank that holds `shards` of them.
+    /// Bytes of [`WholeTrainer::new`] and of the shards' gradients on a rank that holds `shards` of them at a time: all
+    /// of its own, or one where it is alone in its world.
     pub fn bytes(net: &EventNetwork<B>, pack_rows: usize, shards: usize) -> usize {
         let len = net.places().len() * size_of::<f32>();
         EventStepper::bytes(net, Self::size(net, pack_rows), 0) + (4 + shards) * len
@@ -167,9 +169,12 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
                 order = Some((epoch, Order::new(n, batch, epoch, task.key)));
             }
             let indices = order.as_ref().map_or(&[][..], |(_, order)| order.batch(at));
-            let (losses, rows) = self.gradients(task, &ids, (indices, epoch))?;
-            let local = LocalShards { ids: &ids, values: &self.values };
-            sync.reduce_shards(comm, local, &mut self.total)?;
+            let alone = comm.size() == 1;
+            let (losses, rows) = self.gradients((task, alone), &ids, (indices, epoch))?;
+            if !alone {
+                let local = LocalShards { ids: &ids, values: &self.values };
+                sync.reduce_shards(comm, local, &mut self.total)?;
+            }
             let loss = sync.reduce_scalars(comm, &ids, &losses)?;
             let grad_norm = self.update(task, (state.step, total_steps))?;
             state.step += 1;
@@ -239,14 +244,17 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
     }
 
     /// Gradients of this rank's shards, one after another in `self.values`; each shard's share of the batch's loss.
+    ///
+    /// A rank alone has no use for them apart: it adds them up in `self.total` as they come, which is the order that
+    /// any world adds them in, and holds one of them at a time.
     fn gradients(
         &mut self,
-        task: &WholeTask<'_>,
+        (task, alone): (&WholeTask<'_>, bool),
         ids: &[u32],
         (batch, epoch): (&[u32], u32),
     ) -> Result<(Vec<f64>, usize)> {
         let len = self.net.places().len();
-        self.values.resize(ids.len() * len, 0.0);
+        self.values.resize(if alone { len } else { ids.len() * len }, 0.0);
         let window = |i: u32| &task.windows[i as usize];
         let masks: Vec<Vec<u32>> = match task.reconstruction {
             Some(r) => batch
@@ -271,14 +279,25 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
                     own().map(|at| Hidden::of(window(batch[at]), &masks[at])).collect();
                 let table = self.table;
                 let targets: Vec<Vec<u32>> = hidden.iter().map(|h| h.events(table)).collect();
-                let pieces: Vec<Piece<'_>> =
-                    hidden.iter().zip(&targets).filter_map(|(h, t)| h.piece(t)).collect();
+                let pieces: Vec<Piece<'_>> = hidden
+                    .iter()
+                    .zip(&targets)
+                    .filter_map(|(h, t)| h.piece(t))
+                    .map(needed)
+                    .collect();
                 #[expect(clippy::cast_possible_truncation, reason = "rounded once to f32")]
                 let weight = each_hidden * r.lambda as f32;
                 rows += self.train(&pieces, (Goal::Events, weight), &mut losses[i])?;
             }
-            let to = &mut self.values[i * len..(i + 1) * len];
-            self.net.trunk().backend().read(&self.grads, 0, to)?;
+            let (backend, first) = (self.net.trunk().backend(), if alone { 0 } else { i * len });
+            match (alone, i) {
+                // Not 0 + s₀: that would turn −0 into +0.
+                (true, 0) => backend.read(&self.grads, 0, &mut self.total)?,
+                _ => backend.read(&self.grads, 0, &mut self.values[first..first + len])?,
+            }
+            if alone && i > 0 {
+                add(&mut self.total, &self.values);
+            }
         }
         Ok((losses, rows))
     }
@@ -363,4 +382,18 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
         self.net.trunk().backend().read(&self.norm, 0, &mut norm)?;
         Ok(norm[0])
     }
+}
+
+/// A piece up to the last row that is asked: attention is causal, so what follows has no part in any answer.
+fn needed(piece: Piece<'_>) -> Piece<'_> {
+    let last = piece.only.and_then(<[u32]>::last);
+    let end = last.map_or(piece.rows.len(), |&last| last as usize + 1);
+    Piece { rows: &piece.rows[..end.min(piece.rows.len())], ..piece }
+}
+
+/// `sum += x`, elementwise.
+fn add(sum: &mut [f32], x: &[f32]) {
+    const PIECE: usize = 1 << 14;
+    let pieces = sum.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE));
+    pieces.for_each(|(sum, x)| sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x));
 }

@@ -156,7 +156,8 @@ fn a_user_who_does_not_fit_is_put_aside_alone() {
     let world = World::new(History::Last);
     let jobs: Vec<Job> = (0..6).map(|i| job(&world.spec, i)).collect();
     let without = world.train(jobs.clone(), (6, 4096, 2));
-    let spoil: [(&str, fn(&mut Job)); 9] = [
+    type Spoil = (&'static str, fn(&mut Job));
+    let spoil: [Spoil; 9] = [
         ("an event that is none", |j| j.examples[1].tokens[0] = 60),
         ("an intent that is none", |j| *j.examples[1].tokens.last_mut().unwrap() = 6),
         ("a window too long", |j| {

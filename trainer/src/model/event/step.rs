@@ -70,6 +70,12 @@ pub struct EventStepper<B: Ops> {
     host_columns: Vec<u32>,
 }
 
+/// Where gradients of the head go: of its parameters, and of the users' changes of the intent table.
+struct HeadGradients<'a, B: Backend> {
+    whole: Option<&'a mut B::Buf<f32>>,
+    own: Option<&'a mut B::Buf<f32>>,
+}
+
 /// Elements of the widest logits.
 fn classes(spec: &EventSpec) -> usize {
     spec.intents.max(spec.events())
@@ -191,7 +197,7 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
     ) -> Result<&[f32]> {
         self.forward(net, (batch, table), (adapted, Goal::Intents))?;
         self.loss(net, batch, (net.spec.intents, true))?;
-        self.head_back(net, adapted, (None, Some(grads)))?;
+        self.head_back(net, adapted, HeadGradients { whole: None, own: Some(grads) })?;
         // Users of the pack who have changes of the intent table alone need nothing below the head.
         let mut layouts = adapted.adapters.layouts.iter().zip(&batch.full.segments);
         if layouts.any(|(layout, own)| layout.lowest.is_some() && !own.is_empty()) {
@@ -217,7 +223,7 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
         match goal {
             Goal::Intents => {
                 self.loss(net, batch, (net.spec.intents, true))?;
-                self.head_back(net, adapted, (Some(grads), None))?;
+                self.head_back(net, adapted, HeadGradients { whole: Some(grads), own: None })?;
             }
             Goal::Events => {
                 self.loss(net, batch, (net.spec.events(), true))?;
@@ -425,7 +431,7 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
         &mut self,
         net: &EventNetwork<B>,
         adapted: Adapted<'_, B>,
-        (mut whole, own): (Option<&mut B::Buf<f32>>, Option<&mut B::Buf<f32>>),
+        HeadGradients { mut whole, own }: HeadGradients<'_, B>,
     ) -> Result<()> {
         let (spec, backend, d) = (&net.spec, net.trunk.backend(), net.spec.hidden);
         let (n, rows) = (spec.intents, self.windows);
