@@ -196,7 +196,7 @@ impl Row {
             Some("its temperature is not a positive number")
         } else if kind == Kind::Forget && !(self.beta >= 0.0 && self.beta.is_finite()) {
             Some("its beta is not a number of at least 0")
-        } else if kind == Kind::Forget && !(self.margin >= 0.0) {
+        } else if kind == Kind::Forget && (self.margin.is_nan() || self.margin < 0.0) {
             Some("its margin is not a number of at least 0")
         } else {
             None

@@ -98,7 +98,7 @@ fn write(course: &Course<'_>, arm: EventArm, own: &[(usize, String)]) -> anyhow:
     let text: String = lines.into_iter().map(|(_, line)| line + "\n").collect();
     let path = file(course, arm);
     std::fs::create_dir_all(course.path("predictions"))?;
-    Ok(write_atomic(&path, text.as_bytes()).with_context(|| path.display().to_string())?)
+    write_atomic(&path, text.as_bytes()).with_context(|| path.display().to_string())
 }
 
 /// Whether an arm has its answers; ranks agree on what they saw before one writes.

@@ -37,7 +37,7 @@ fn an_unusable_item_leaves_its_record() {
             assert_eq!(index.tally, Tally { unusable_items: 1, ..Tally::default() }, "{bad}");
             let kept = data.user(0).unwrap();
             assert_eq!(kept.history.iter().map(|i| i.id.as_str()).collect::<Vec<_>>(), ["1"]);
-            let expected = format!("json: record 1 at byte 1: user u: profile[1]");
+            let expected = "json: record 1 at byte 1: user u: profile[1]".to_owned();
             let [first] = &index.unusable[..] else { panic!("{:?}", index.unusable) };
             let shown = first.to_string();
             assert!(shown.contains(&expected) && shown.ends_with(what), "{shown}");
