@@ -279,7 +279,7 @@ fn kinds_meet_where_they_should() {
     assert_eq!(of(Row::hard(1, 0.0)), (loss.clone(), vec![0.0; 5]));
     let (less, opposite) = of(Row::forget(Some(1), 0.7, 1.0, 10.0));
     assert!((less[0] - (10.0 - loss[0])).abs() < 1e-5);
-    assert!(dz.iter().zip(&opposite).all(|(a, b)| *a == -*b));
+    assert_eq!(dz, opposite.iter().map(|d| -d).collect::<Vec<f32>>());
     // At the margin, and beyond it, exactly nothing.
     for margin in [loss[0], loss[0] / 2.0, 0.0] {
         let (beyond, still) = of(Row::forget(Some(1), 0.7, 1.0, margin));
@@ -298,7 +298,7 @@ fn descend(steps: usize, (rate, margin): (f32, f32)) -> (f32, Vec<f32>) {
     const N: usize = 6;
     let mut z: Vec<f32> = numbers(5, SEEDS * N).iter().map(|z| 2.0 * z).collect();
     let teacher: Vec<f32> = numbers(6, SEEDS * N).iter().map(|z| 3.0 * z).collect();
-    let label = |i: usize| (i % 2 == 0).then(|| u32::try_from(i % N).unwrap());
+    let label = |i: usize| i.is_multiple_of(2).then(|| u32::try_from(i % N).unwrap());
     let table: Vec<Row> = (0..SEEDS).map(|i| Row::forget(label(i), 1.0, 1.0, margin)).collect();
     let mut case = Case { classes: N, z: vec![], teacher, table };
     for _ in 0..steps {
