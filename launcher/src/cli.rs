@@ -260,6 +260,9 @@ pub(crate) struct ExportArgs {
     /// Only these users; all without.
     #[arg(long = "user", value_name = "ID")]
     pub(crate) users: Vec<String>,
+    /// Of a PITuning run the arm whose people are meant; `personal` without.
+    #[arg(long, value_name = "ARM")]
+    pub(crate) arm: Option<String>,
     /// What adapters name as their base.
     #[arg(long, value_name = "NAME")]
     pub(crate) base_name: Option<String>,

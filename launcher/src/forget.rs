@@ -8,6 +8,7 @@
 mod records;
 mod resolved;
 
+use crate::adapters::stores;
 use crate::cli::ForgetArgs;
 use crate::env::Env;
 use crate::exit::Exit;
@@ -198,8 +199,11 @@ fn holds(entry: &Path, user: &UserId) -> anyhow::Result<bool> {
 /// # Errors
 /// What could not be removed: a store that is being written, a file that is not what a run writes.
 fn look(run: &Path, user: &UserId, env: &Env) -> anyhow::Result<Found> {
-    let store = may_forget(&run.join("store"), &user.key())
-        .input("wait until the run has ended; a damaged store is shown by launcher verify")?;
+    let mut store = false;
+    for path in stores(run)? {
+        store |= may_forget(&path, &user.key())
+            .input("wait until the run has ended; a damaged store is shown by launcher verify")?;
+    }
     let mut found = Found { overrides: resolved::look(run, user, env)?, ..Found::default() };
     for path in recorded(run)? {
         found.records += records::count(&path, user)?;
@@ -212,9 +216,13 @@ fn look(run: &Path, user: &UserId, env: &Env) -> anyhow::Result<Found> {
 fn remove(run: &Path, user: &UserId, env: &Env) -> anyhow::Result<Found> {
     let mut gone = Found { overrides: resolved::remove(run, user, env)?, ..Found::default() };
     let key = user.key();
-    if may_forget(&run.join("store"), &key)? {
-        let Forgotten { num_ranks, bytes } = trainer::store::forget(&run.join("store"), &key)?;
-        (gone.ranks, gone.bytes, gone.runs) = (num_ranks, bytes, 1);
+    for store in stores(run)? {
+        if may_forget(&store, &key)? {
+            let Forgotten { num_ranks, bytes } = trainer::store::forget(&store, &key)?;
+            gone.ranks += num_ranks;
+            gone.bytes += bytes;
+            gone.runs = 1;
+        }
     }
     for path in recorded(run)? {
         gone.records += without(&path, user)?;
@@ -233,7 +241,7 @@ fn recorded(run: &Path) -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Removes the tables, which name the users who gain and lose most, the answers in LaMP's form, which a run writes anew
+/// Removes the tables, which name the users who gain and lose most, their plots, the answers in LaMP's form, which a run writes anew
 /// from its records, and what a start that was cut off left of any file; whether there were any tables.
 fn run_tables(run: &Path) -> anyhow::Result<bool> {
     for arm in Arm::ALL {
@@ -244,7 +252,7 @@ fn run_tables(run: &Path) -> anyhow::Result<bool> {
             remove_path(path)?;
         }
     }
-    let mut removed = false;
+    let mut removed = remove_path(&run.join("plots"))?;
     for name in crate::run::TABLES {
         removed |= remove_path(&run.join(name))?;
     }

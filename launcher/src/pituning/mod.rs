@@ -5,6 +5,7 @@
 
 mod evaluate;
 mod models;
+pub(crate) mod parts;
 mod pictures;
 mod predict;
 mod session;
@@ -128,7 +129,7 @@ fn stages(course: &Course<'_>, until: Until) -> anyhow::Result<Exit> {
             if until == Until::Distill {
                 return Ok(Exit::Done);
             }
-            for &arm in arms.iter().filter(|arm| arm.tuned()) {
+            for arm in tune::arms(&course.session.config) {
                 if tune::arm(course, arm, &student)? == End::Stopped {
                     return requeue();
                 }

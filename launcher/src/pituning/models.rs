@@ -27,6 +27,11 @@ use trainer::stage::population::PopulationStep;
 use trainer::stage::whole::{Keep, Reconstruction, WholeTask, WholeTrainer, whole_key};
 use trainer::store::{ModelFile, State, load_checkpoint, save_checkpoint};
 
+/// The population model's file in the run folder.
+pub(super) const POPULATION: &str = "population/model.safetensors";
+/// The student's.
+pub(super) const STUDENT: &str = "student/model.safetensors";
+
 /// Rows of a pack where the config leaves it open.
 const AUTO_PACK_ROWS: usize = 2048;
 
@@ -42,7 +47,7 @@ impl EventSession {
 /// The population model, trained or found done; `None` when stopped.
 pub(super) fn population(course: &Course<'_>) -> anyhow::Result<Option<ModelFile>> {
     let (session, config) = (course.session, &course.session.config.population);
-    let path = course.path("population/model.safetensors");
+    let path = course.path(POPULATION);
     if path.exists() {
         return Ok(Some(load(&path)?));
     }
@@ -80,7 +85,7 @@ pub(super) fn student(
     if !config.enabled {
         return Ok(Some(teacher));
     }
-    let path = course.path("student/model.safetensors");
+    let path = course.path(STUDENT);
     if path.exists() {
         return Ok(Some(load(&path)?));
     }

@@ -62,9 +62,11 @@ pub(super) fn file(course: &Course<'_>, arm: EventArm) -> PathBuf {
 const BATCH: usize = 256;
 
 /// Everybody this rank answers for, by number.
-fn mine(course: &Course<'_>) -> Vec<usize> {
+fn mine(course: &Course<'_>) -> anyhow::Result<Vec<usize>> {
     let (rank, size) = (course.comm.rank(), course.comm.size());
-    (0..course.session.data.users.len()).filter(|n| n % size == rank).collect()
+    let (users, gone) = (&course.session.data.users, tune::forgotten(course)?);
+    let asked = |n: &usize| n % size == rank && !gone.contains(&users[*n].id.key());
+    Ok((0..users.len()).filter(asked).collect())
 }
 
 /// A line of a person's window.
@@ -98,7 +100,7 @@ fn write(course: &Course<'_>, arm: EventArm, own: &[(usize, String)]) -> anyhow:
     let text: String = lines.into_iter().map(|(_, line)| line + "\n").collect();
     let path = file(course, arm);
     std::fs::create_dir_all(course.path("predictions"))?;
-    Ok(write_atomic(&path, text.as_bytes()).with_context(|| path.display().to_string())?)
+    write_atomic(&path, text.as_bytes()).with_context(|| path.display().to_string())
 }
 
 /// Whether an arm has its answers; ranks agree on what they saw before one writes.
@@ -117,7 +119,7 @@ pub(super) fn population(
     if done(course, arm)? {
         return Ok(());
     }
-    let askers = course_askers(course, &mine(course), |_| Ok(None))?;
+    let askers = course_askers(course, &mine(course)?, |_| Ok(None))?;
     let mut lines = Vec::new();
     models::with_model(course.session, model, |engine| {
         let mut failed = None;
@@ -195,12 +197,12 @@ fn whose(course: &Course<'_>, arm: EventArm, done: &[UserKey], number: usize) ->
 
 fn tuned(course: &Course<'_>, arm: EventArm, student: &ModelFile) -> anyhow::Result<()> {
     let session = course.session;
-    let store = Store::open(&tune::folder(course, arm))
+    let store = Store::open(&tune::folder(&session.folder, arm))
         .input("the arm's people are tuned first: launcher individual")?;
     let keys: Vec<UserKey> =
         store.users().values().filter(|e| e.status == Status::Done).map(|e| e.key).collect();
     let numbers: Vec<usize> =
-        mine(course).into_iter().filter(|&n| whose(course, arm, &keys, n).is_some()).collect();
+        mine(course)?.into_iter().filter(|&n| whose(course, arm, &keys, n).is_some()).collect();
     let own = |number: usize| -> anyhow::Result<Option<Own>> {
         let Some(key) = whose(course, arm, &keys, number) else { return Ok(None) };
         let adapter = store.get(&key)?;
@@ -270,7 +272,7 @@ fn of_one(
 pub(super) fn counted(course: &Course<'_>) -> anyhow::Result<()> {
     let session = course.session;
     let of = |arm: EventArm| Baseline::ALL.into_iter().find(|b| b.key() == arm.name());
-    let mut fitted = None;
+    let (mut fitted, people) = (None, mine(course)?);
     for &arm in &session.config.run.arms {
         let (baseline, truth) = (of(arm), arm == EventArm::Truth);
         if baseline.is_none() && !truth || done(course, arm)? {
@@ -280,7 +282,7 @@ pub(super) fn counted(course: &Course<'_>) -> anyhow::Result<()> {
             fitted = Some(Baselines::fit(&session.data, Options::default())?);
         }
         let mut lines = Vec::new();
-        for number in mine(course) {
+        for &number in &people {
             let wanted = session.of(number, Part::Test);
             if let (Some(baseline), Some(fitted)) = (baseline, &fitted) {
                 let user = &session.data.users[number];

@@ -6,7 +6,8 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use trainer::comm::Communicator;
-use trainer::config::pituning::{EventConfig, EventSourceKind, ModelShape, Tune};
+use trainer::config::Effect;
+use trainer::config::pituning::{EventConfig, EventSourceKind, ModelShape, SECTIONS, Tune};
 use trainer::data::OnBad;
 use trainer::data::events::generator::{Options, Truth, generate};
 use trainer::data::events::{EventData, Format, Part, Split, read};
@@ -130,28 +131,26 @@ impl EventSession {
         ]);
         let config: toml::Table = self.config.to_toml()?.parse()?;
         let mut binding = json!(config);
-        if let Some(run) = binding.get_mut("run").and_then(|run| run.as_object_mut()) {
-            run.remove("out_dir");
-            run.remove("name");
-        }
-        if let Some(whole) = binding.as_object_mut() {
-            whole.remove("engine");
-        }
-        for (section, key) in [("data", "files"), ("population", "checkpoint_steps")] {
-            if let Some(table) = binding.get_mut(section).and_then(|s| s.as_object_mut()) {
-                table.remove(key);
+        // Where things lie and how work is laid out may change between two starts of one run.
+        for section in SECTIONS {
+            let Some(table) = binding.get_mut(section.name).and_then(|t| t.as_object_mut()) else {
+                continue;
+            };
+            for key in section.keys.iter().filter(|key| key.effect == Effect::Placement) {
+                table.remove(key.name);
             }
         }
-        let hash = |text: &[u8]| blake3::hash(text).to_hex().to_string();
         Ok(Manifest {
             format_version: trainer::store::manifest::FORMAT_VERSION,
             run_id: self.config.run.name.clone(),
             config_hash: self.config.result_hash()?.to_string(),
             config: binding,
-            base_hash: hash(&serde_json::to_vec(&(&self.teacher, &self.student))?),
+            base_hash: forms_hash(&self.teacher, &self.student)?,
             merged_hash: None,
             data_fingerprint: self.fingerprint(),
-            tokenizer_hash: hash(format!("{:?}", self.data.vocabulary).as_bytes()),
+            tokenizer_hash: blake3::hash(format!("{:?}", self.data.vocabulary).as_bytes())
+                .to_hex()
+                .to_string(),
             environment,
         })
     }
@@ -175,6 +174,12 @@ impl EventSession {
         }
         hasher.finalize().to_hex().to_string()
     }
+}
+
+/// A hash of what the population model and the student are; their parameters have hashes of their own.
+pub(super) fn forms_hash(teacher: &EventSpec, student: &EventSpec) -> anyhow::Result<String> {
+    let forms = serde_json::to_vec(&(teacher, student))?;
+    Ok(blake3::hash(&forms).to_hex().to_string())
 }
 
 /// The logs, the truth where they are generated, and what was left out.

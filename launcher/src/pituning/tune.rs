@@ -5,10 +5,10 @@ use crate::exit::Fails;
 use crate::watch::{Progress, say};
 use kernels::Cpu;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 use trainer::config::Recipe;
-use trainer::config::pituning::{EventArm, Tune};
+use trainer::config::pituning::{EventArm, EventConfig, Tune};
 use trainer::data::events::Part;
 use trainer::ids::{Step, UserId, UserKey};
 use trainer::lora::{SiteList, WholeTensor};
@@ -32,19 +32,34 @@ use trainer::unlearn::{Counts, Rule, Split};
 /// People in flight where the config leaves it open.
 const AUTO_USERS: usize = 64;
 
-/// Where an arm's people lie.
-pub(super) fn folder(course: &Course<'_>, arm: EventArm) -> PathBuf {
+/// Where an arm's people lie in a run folder.
+pub(super) fn folder(run: &Path, arm: EventArm) -> PathBuf {
     match arm {
-        EventArm::Personal | EventArm::Permuted => course.path("store"),
-        _ => course.path("arms").join(arm.name()).join("store"),
+        EventArm::Personal | EventArm::Permuted => run.join("store"),
+        _ => run.join("arms").join(arm.name()).join("store"),
     }
+}
+
+/// The arms of a run for which people are tuned.
+pub(super) fn arms(config: &EventConfig) -> impl Iterator<Item = EventArm> {
+    config.run.arms.iter().copied().filter(|arm| arm.tuned())
+}
+
+/// Who was forgotten: nothing is made of them any more, in whichever arm they were when they went.
+pub(super) fn forgotten(course: &Course<'_>) -> anyhow::Result<BTreeSet<UserKey>> {
+    let mut gone = BTreeSet::new();
+    for arm in arms(&course.session.config) {
+        let users = stored(&folder(&course.session.folder, arm))?;
+        gone.extend(users.values().filter(|e| e.status == Status::Forgotten).map(|e| e.key));
+    }
+    Ok(gone)
 }
 
 /// People with an own part and people put aside, over all tuned arms: the fewest and the most.
 pub(super) fn counts(course: &Course<'_>) -> anyhow::Result<(usize, usize)> {
     let (mut fewest, mut aside) = (usize::MAX, BTreeSet::new());
-    for &arm in course.session.config.run.arms.iter().filter(|arm| arm.tuned()) {
-        let users = stored(&folder(course, arm))?;
+    for arm in arms(&course.session.config) {
+        let users = stored(&folder(&course.session.folder, arm))?;
         fewest = fewest.min(users.values().filter(|e| e.status == Status::Done).count());
         let bad = |e: &&Entry| matches!(e.status, Status::Quarantined { .. });
         aside.extend(users.values().filter(bad).map(|e| e.key));
@@ -52,7 +67,7 @@ pub(super) fn counts(course: &Course<'_>) -> anyhow::Result<(usize, usize)> {
     Ok((if fewest == usize::MAX { 0 } else { fewest }, aside.len()))
 }
 
-fn stored(folder: &std::path::Path) -> anyhow::Result<BTreeMap<UserKey, Entry>> {
+fn stored(folder: &Path) -> anyhow::Result<BTreeMap<UserKey, Entry>> {
     Ok(if folder.exists() { Store::open(folder)?.users().clone() } else { BTreeMap::new() })
 }
 
@@ -72,8 +87,9 @@ pub(super) fn sites(course: &Course<'_>, student: &ModelFile) -> anyhow::Result<
 /// Tunes everybody who is not in the arm's store yet.
 pub(super) fn arm(course: &Course<'_>, arm: EventArm, student: &ModelFile) -> anyhow::Result<End> {
     let (session, started) = (course.session, Instant::now());
-    let store = folder(course, arm);
-    let before = stored(&store)?;
+    let store = folder(&session.folder, arm);
+    let mut before: BTreeSet<UserKey> = stored(&store)?.into_keys().collect();
+    before.extend(forgotten(course)?);
     // All ranks have looked before one writes.
     course.comm.barrier()?;
     let mine = my_people(course, &before)?;
@@ -174,10 +190,10 @@ fn whole(
 }
 
 /// This rank's people that are still to tune, dearest first.
-fn my_people(course: &Course<'_>, before: &BTreeMap<UserKey, Entry>) -> anyhow::Result<Vec<usize>> {
+fn my_people(course: &Course<'_>, before: &BTreeSet<UserKey>) -> anyhow::Result<Vec<usize>> {
     let session = course.session;
     let todo: Vec<usize> = (0..session.data.users.len())
-        .filter(|&n| !before.contains_key(&session.data.users[n].id.key()))
+        .filter(|&n| !before.contains(&session.data.users[n].id.key()))
         .collect();
     let model = CostModel { per_token: 1, per_pair: 0 };
     let cost = |&n: &usize| {

@@ -1,3 +1,5 @@
+//! Counts by hand, strangers, later parts, nonsense.
+
 use super::*;
 use crate::data::events::generator;
 use crate::data::events::{Column, Vocabulary};

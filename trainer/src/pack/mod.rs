@@ -458,8 +458,12 @@ mod tests {
         let plain = Piece::supervised(&tokens, 2);
         let away = ClassLoss::new(Row::forget(Some(2), 9.0, 1.0, 4.0), &[]);
         let held = ClassLoss::new(Row::retain(None, 9.0), &[0.5, 1.5, 2.5]);
-        let pieces =
-            [plain, Piece { loss: Some(&away), ..plain }, Piece { loss: Some(&held), ..plain }, plain];
+        let pieces = [
+            plain,
+            Piece { loss: Some(&away), ..plain },
+            Piece { loss: Some(&held), ..plain },
+            plain,
+        ];
         let mut packer = Packer::new(false);
         let (adapter, layout, weight, first_token) = (None, 0, 0.25, 0);
         packer.add(&Share { adapter, layout, pieces: &pieces, weight, first_token });

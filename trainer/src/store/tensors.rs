@@ -51,7 +51,7 @@ impl Header {
         let mut header = self.0;
         header.push('}');
         // The data must begin at a multiple of 8.
-        while header.len() % 8 != 0 {
+        while !header.len().is_multiple_of(8) {
             header.push(' ');
         }
         let mut bytes = Vec::with_capacity(8 + header.len() + 4 * values.len());

@@ -1,3 +1,5 @@
+//! Forget and retain sets by hand-computed cases; smoothing, weights, nonsense.
+
 use super::*;
 
 fn split(rule: Rule, population: &[u64], person: &[u64], smoothing: f64) -> Split {

@@ -45,7 +45,7 @@ fn job(spec: &EventSpec, i: u32) -> Job {
         AdapterSpec { lora_rank, alpha: 2.0, rslora: false, dropout: 0.1, targets: list.targets() };
     let teacher = |k: u32| (0..6).map(|n| draw(11 + i, 6 * k + n, 4) as f32).collect();
     let loss = |k: u32| match k % 3 {
-        0 => ClassLoss::plain(),
+        0 => ClassLoss::new(Row::hard(0, 1.0), &[]),
         1 => ClassLoss { row: Row::retain(None, 1.0), teacher: teacher(k) },
         _ => ClassLoss { row: Row::forget(None, 1.0, 0.5, 4.0), teacher: teacher(k) },
     };
@@ -167,7 +167,7 @@ fn a_user_who_does_not_fit_is_put_aside_alone() {
             j.examples[1] = trainer::prompt::Example { tokens: vec![1], prompt_len: 0 };
         }),
         ("several intents", |j| j.examples[1].prompt_len = 1.min(j.examples[1].prompt_len - 1)),
-        ("fewer losses than windows", |j| j.losses = vec![ClassLoss::plain()]),
+        ("fewer losses than windows", |j| j.losses = vec![ClassLoss::new(Row::hard(0, 1.0), &[])]),
         ("a loss that is none", |j| {
             let row = Row::forget(Some(1), 1.0, -1.0, 1.0);
             j.losses = vec![ClassLoss { row, teacher: Vec::new() }; j.examples.len()];

@@ -1,3 +1,5 @@
+//! Rows and comparisons by hand-computed values, orders, threads, and what is refused.
+
 use super::*;
 use crate::eval::intents::{Classes, table};
 use std::collections::BTreeMap;

@@ -1,3 +1,5 @@
+//! Precision, recall and NDCG by hand-computed values; slices, merging, expected sums.
+
 use super::IntentMetric::{Ndcg3, Ndcg5, PrecM, PrecW, RecM, RecW};
 use super::*;
 

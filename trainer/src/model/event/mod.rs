@@ -11,6 +11,7 @@
 //! Source: PITuning, figures (a) and (b); what is reconstructed is in `docs/adr/0005-pituning.md`. Start reading at
 //! [`EventSpec`], then [`EventStepper`].
 
+mod head;
 mod network;
 mod places;
 mod spec;

@@ -1,11 +1,11 @@
-//! One pass over a pack of windows: columns to vectors, blocks, head, losses, and back.
+//! One pass over a pack of windows: columns to vectors, blocks, head (`head.rs`), losses, and back.
 //!
 //! Computes in `f32`. Two ways back: to adapters and to the changes of the intent table that belong to users (the model
 //! is frozen), or to every parameter of the model.
 
 use super::super::activations::StepSize;
 use super::super::batch::Batch;
-use super::super::pass::{Acts, Adapters, product_gradient};
+use super::super::pass::{Acts, Adapters};
 use super::super::step::Stepper;
 use super::super::{Error, Result};
 use super::table::MASKED;
@@ -13,9 +13,8 @@ use super::{Combine, EventNetwork, EventSpec, EventTable, History};
 use crate::data::events::EVENT;
 use kernels::classify::{ClassLoss, Row, Softmax};
 use kernels::embedding::{Lookup, LookupGradient};
-use kernels::intent::{self, Head, Segment};
-use kernels::linear::{Backward, Forward};
-use kernels::pool::{Mean, MeanBackward, Range};
+use kernels::intent::Segment;
+use kernels::pool::Range;
 use kernels::{Backend, Mat, MatMut, Ops};
 
 /// What the output rows of a pack are asked for.
@@ -46,34 +45,28 @@ impl<B: Backend> Copy for Adapted<'_, B> {}
 /// The pass's buffers; made once, used for every pack.
 #[derive(Debug)]
 pub struct EventStepper<B: Ops> {
-    stepper: Stepper<B>,
+    pub(super) stepper: Stepper<B>,
     columns: B::Buf<u32>,
-    segments: B::Buf<Segment>,
-    ranges: B::Buf<Range>,
+    pub(super) segments: B::Buf<Segment>,
+    pub(super) ranges: B::Buf<Range>,
     /// Histories of the windows and their gradient.
-    history: Acts<B>,
-    history_gradient: Acts<B>,
+    pub(super) history: Acts<B>,
+    pub(super) history_gradient: Acts<B>,
     /// What the intention attention network says, and its gradient.
-    scores: B::Buf<f32>,
-    score_gradient: B::Buf<f32>,
+    pub(super) scores: B::Buf<f32>,
+    pub(super) score_gradient: B::Buf<f32>,
     /// Logits of intents (after the prediction layer) or of events, and their gradient.
-    logits: B::Buf<f32>,
-    logit_gradient: B::Buf<f32>,
+    pub(super) logits: B::Buf<f32>,
+    pub(super) logit_gradient: B::Buf<f32>,
     teacher: B::Buf<f32>,
     table: B::Buf<Row>,
     losses: B::Buf<f32>,
-    work: B::Buf<f32>,
+    pub(super) work: B::Buf<f32>,
     /// Windows, and segments, of the pack at hand.
-    windows: usize,
-    num_segments: usize,
+    pub(super) windows: usize,
+    pub(super) num_segments: usize,
     host: Vec<f32>,
     host_columns: Vec<u32>,
-}
-
-/// Where gradients of the head go: of its parameters, and of the users' changes of the intent table.
-struct HeadGradients<'a, B: Backend> {
-    whole: Option<&'a mut B::Buf<f32>>,
-    own: Option<&'a mut B::Buf<f32>>,
 }
 
 /// Elements of the widest logits.
@@ -197,7 +190,7 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
     ) -> Result<&[f32]> {
         self.forward(net, (batch, table), (adapted, Goal::Intents))?;
         self.loss(net, batch, (net.spec.intents, true))?;
-        self.head_back(net, adapted, HeadGradients { whole: None, own: Some(grads) })?;
+        self.head_back(net, adapted, (None, Some(grads)))?;
         // Users of the pack who have changes of the intent table alone need nothing below the head.
         let mut layouts = adapted.adapters.layouts.iter().zip(&batch.full.segments);
         if layouts.any(|(layout, own)| layout.lowest.is_some() && !own.is_empty()) {
@@ -223,7 +216,7 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
         match goal {
             Goal::Intents => {
                 self.loss(net, batch, (net.spec.intents, true))?;
-                self.head_back(net, adapted, HeadGradients { whole: Some(grads), own: None })?;
+                self.head_back(net, adapted, (Some(grads), None))?;
             }
             Goal::Events => {
                 self.loss(net, batch, (net.spec.events(), true))?;
@@ -343,178 +336,6 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
             dim: d,
             rows: lane.rows,
         })?)
-    }
-
-    /// Windows and users of the output rows: ranges of the rows of each window, segments of the windows of each user.
-    fn route(
-        &mut self,
-        net: &EventNetwork<B>,
-        (batch, adapted): (&Batch, Adapted<'_, B>),
-    ) -> Result<()> {
-        let windows: Vec<Range> = (batch.outputs.sequences.iter())
-            .filter(|s| s.q_len > 0)
-            .map(|s| Range { start: s.q_start, len: s.q_len })
-            .collect();
-        if net.spec.history == History::Last && windows.iter().any(|w| w.len != 1) {
-            return Err(Error::Batch { what: "a window with several outputs".into() });
-        }
-        let number = |row: u32| windows.partition_point(|w| w.start < row);
-        let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-        let mut segments = Vec::new();
-        for (layout, own) in batch.outputs.segments.iter().enumerate() {
-            let Some(units) = adapted.head_after.get(layout).copied().flatten() else { continue };
-            for s in own {
-                let (first, end) = (number(s.row_start), number(s.row_start + s.rows));
-                let after = units as u64 * u64::from(s.lora_rank);
-                segments.push(Segment {
-                    row_start: small(first),
-                    rows: small(end - first),
-                    delta_offset: s.param_offset + after,
-                    delta_grad_offset: s.grad_offset + after,
-                });
-            }
-        }
-        segments.sort_by_key(|s| s.row_start);
-        let backend = net.trunk.backend();
-        (self.windows, self.num_segments) = (windows.len(), segments.len());
-        backend.write(&mut self.ranges, 0, &windows)?;
-        Ok(backend.write(&mut self.segments, 0, &segments)?)
-    }
-
-    /// Histories to logits of intents.
-    fn head(&mut self, net: &EventNetwork<B>, of: (&Batch, Adapted<'_, B>)) -> Result<()> {
-        self.route(net, of)?;
-        let (spec, backend, d) = (&net.spec, net.trunk.backend(), net.spec.hidden);
-        let normed = &self.stepper.acts.scratch.gathered;
-        if spec.history == History::Mean {
-            backend.pool_mean(Mean {
-                x: Mat::new(normed, d),
-                ranges: &self.ranges,
-                y: MatMut::new(&mut self.history, d),
-                num_ranges: self.windows,
-                rows: self.stepper.batch.outputs.rows,
-                dim: d,
-            })?;
-        }
-        let h = if spec.history == History::Mean { &self.history } else { normed };
-        let head = Head {
-            shape: spec.intent_shape(),
-            offsets: net.places.intent,
-            params: &net.params,
-            segments: &self.segments,
-            num_segments: self.num_segments,
-            deltas: of.1.adapters.params,
-        };
-        let scores = if net.prediction.is_some() { &mut self.scores } else { &mut self.logits };
-        let (h, rows) = (Mat::new(h, d), self.windows);
-        backend.intent_forward(intent::Forward {
-            head,
-            h,
-            logits: scores,
-            work: &mut self.work,
-            rows,
-        })?;
-        let Some(prediction) = &net.prediction else { return Ok(()) };
-        Ok(backend.linear_forward(Forward {
-            x: Mat::new(&self.scores, spec.intents),
-            weight: &prediction.weight,
-            bias: prediction.bias.as_ref(),
-            residual: None,
-            y: MatMut::new(&mut self.logits, spec.intents),
-            rows,
-        })?)
-    }
-
-    /// From the gradient of the logits to that of the normed output rows; `whole +=` the head's parameters, `own +=`
-    /// the users' changes.
-    fn head_back(
-        &mut self,
-        net: &EventNetwork<B>,
-        adapted: Adapted<'_, B>,
-        HeadGradients { mut whole, own }: HeadGradients<'_, B>,
-    ) -> Result<()> {
-        let (spec, backend, d) = (&net.spec, net.trunk.backend(), net.spec.hidden);
-        let (n, rows) = (spec.intents, self.windows);
-        if let (Some(prediction), Some(at)) = (&net.prediction, net.places.prediction) {
-            let dy = Mat::new(&self.logit_gradient, n);
-            if let Some(grads) = whole.as_deref_mut() {
-                product_gradient(backend, rows, at, (Mat::new(&self.scores, n), dy), grads)?;
-            }
-            let dx = MatMut::new(&mut self.score_gradient, n);
-            let (weight, accumulate) = (&prediction.weight, false);
-            backend.linear_backward(Backward { dy, weight, dx, accumulate, rows })?;
-        }
-        let acts = &mut self.stepper.acts;
-        let Some(gradients) = &mut acts.gradients else {
-            return Err(Error::Batch { what: "a backward without buffers".into() });
-        };
-        let mean = spec.history == History::Mean;
-        let (h, dh) = match mean {
-            true => (&self.history, &mut self.history_gradient),
-            false => (&acts.scratch.gathered, &mut gradients.normed_outputs),
-        };
-        let scores = &self.score_gradient;
-        backend.intent_backward(intent::Backward {
-            head: Head {
-                shape: spec.intent_shape(),
-                offsets: net.places.intent,
-                params: &net.params,
-                segments: &self.segments,
-                num_segments: self.num_segments,
-                deltas: adapted.adapters.params,
-            },
-            h: Mat::new(h, d),
-            dlogits: if net.prediction.is_some() { scores } else { &self.logit_gradient },
-            dh: Some(MatMut::new(dh, d)),
-            grads: whole,
-            delta_grads: own,
-            work: &mut self.work,
-            rows,
-        })?;
-        if mean {
-            backend.pool_mean_backward(MeanBackward {
-                dy: Mat::new(&self.history_gradient, d),
-                ranges: &self.ranges,
-                dx: MatMut::new(&mut gradients.normed_outputs, d),
-                accumulate: false,
-                num_ranges: rows,
-                rows: self.stepper.batch.outputs.rows,
-                dim: d,
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Output rows to logits of events.
-    fn reconstruct(&mut self, net: &EventNetwork<B>) -> Result<()> {
-        let (spec, rows) = (&net.spec, self.stepper.batch.outputs.rows);
-        self.windows = rows;
-        Ok(net.trunk.backend().linear_forward(Forward {
-            x: Mat::new(&self.stepper.acts.scratch.gathered, spec.hidden),
-            weight: &net.trunk.head,
-            bias: Some(&net.reconstruction_bias),
-            residual: None,
-            y: MatMut::new(&mut self.logits, spec.events()),
-            rows,
-        })?)
-    }
-
-    fn reconstruction_back(
-        &mut self,
-        net: &EventNetwork<B>,
-        grads: &mut B::Buf<f32>,
-    ) -> Result<()> {
-        let (spec, backend, rows) = (&net.spec, net.trunk.backend(), self.windows);
-        let acts = &mut self.stepper.acts;
-        let Some(gradients) = &mut acts.gradients else {
-            return Err(Error::Batch { what: "a backward without buffers".into() });
-        };
-        let dy = Mat::new(&self.logit_gradient, spec.events());
-        let x = Mat::new(&acts.scratch.gathered, spec.hidden);
-        product_gradient(backend, rows, net.places.reconstruction, (x, dy), grads)?;
-        let (weight, accumulate) = (&net.trunk.head, false);
-        let dx = MatMut::new(&mut gradients.normed_outputs, spec.hidden);
-        Ok(backend.linear_backward(Backward { dy, weight, dx, accumulate, rows })?)
     }
 
     /// Losses of the logits' rows, and with `gradient` the gradient of the logits.

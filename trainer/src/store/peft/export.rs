@@ -41,7 +41,7 @@ pub struct Exported {
 /// Writes the adapters of `users` (all that are done, if `None`) below `dir`, one folder each, and `users.json` last:
 /// its presence says the export is whole.
 ///
-/// *Writes* in each folder the config and the record's payload, byte for byte.
+/// *Writes* in each folder the record's payload, byte for byte, and the config where there is anything of low rank.
 ///
 /// # Errors
 /// [`Error::UnknownUser`] before anything is written; [`Error::Refused`] when `dir` is not empty.
@@ -92,13 +92,12 @@ fn write_one(store: &Store, key: &UserKey, folder: &Path, options: &ExportOption
         return Err(Error::Refused { path: folder.to_owned(), what });
     }
     RealFs.create_dir(folder).map_err(Error::io(folder))?;
-    let config = config::to_json(
-        &adapter.spec,
-        &adapter.sites,
-        &options.base_name_or_path,
-        options.num_layers,
-    );
-    write_json(&folder.join(CONFIG_FILE), &config)?;
+    // Whole tensors alone are no adapter: PEFT would look for matrices that are not there.
+    if !adapter.sites.entries().is_empty() {
+        let (base, layers) = (&options.base_name_or_path, options.num_layers);
+        let config = config::to_json(&adapter.spec, &adapter.sites, base, layers);
+        write_json(&folder.join(CONFIG_FILE), &config)?;
+    }
     let path: PathBuf = folder.join(WEIGHTS_FILE);
     write_atomic(&path, &payload).map_err(Error::io(&path))
 }

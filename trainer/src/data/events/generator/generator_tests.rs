@@ -1,3 +1,5 @@
+//! What is drawn against the laws it is drawn from; what knowing them is worth; the same bytes as ever.
+
 use super::*;
 use crate::data::events::{EVENT, Part, TIME, WEEKDAY};
 
