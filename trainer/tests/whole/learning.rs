@@ -111,7 +111,7 @@ fn adamw(update: Update, params: Vec<f32>, mut grads: CpuBuf<f32>) -> [Vec<f32>;
     [read(&params, len), read(&m, len), read(&v, len), read(&norms, 1)]
 }
 
-/// Mean loss of windows under parameters, by one rank and by three.
+/// Mean loss of windows under parameters.
 fn mean_loss(spec: &EventSpec, params: &[f32], log: &Log) -> f64 {
     let recipe = recipe();
     let mut net = EventNetwork::new(Cpu, spec.clone()).unwrap();
