@@ -60,6 +60,7 @@ epochs = 4
 
 [unlearn]
 recipe = "pituning-small"
+forget = "teacher_answer"
 epochs = 1
 
 [individual]
