@@ -35,7 +35,18 @@ pub(super) const STUDENT: &str = "student/model.safetensors";
 /// Rows of a pack where the config leaves it open.
 const AUTO_PACK_ROWS: usize = 2048;
 
+const PRETRAINED: &str =
+    "model.pretrained is a Hugging Face folder of a GPT-2 of this width and depth";
+
 impl EventSession {
+    /// The base whose blocks the population model begins with, if there is one; no weight is read yet.
+    pub(super) fn pretrained(&self) -> anyhow::Result<Option<HuggingFace>> {
+        let Some(folder) = &self.config.model.pretrained else { return Ok(None) };
+        let source = HuggingFace::open(folder).input(PRETRAINED)?;
+        Places::check_blocks(&self.teacher, &source).input(PRETRAINED)?;
+        Ok(Some(source))
+    }
+
     /// Rows of a pack.
     pub(super) fn pack_rows(&self) -> usize {
         let asked = self.config.engine.pack_tokens;
@@ -55,10 +66,8 @@ pub(super) fn population(course: &Course<'_>) -> anyhow::Result<Option<ModelFile
     let places = Places::new(&session.teacher);
     let mut params = vec![0.0; places.len()];
     places.initialise(key, &mut params);
-    if let Some(folder) = &session.config.model.pretrained {
-        let hint = "model.pretrained is a Hugging Face folder of a GPT-2 of this width and depth";
-        let source = HuggingFace::open(folder).input(hint)?;
-        places.take_blocks(&session.teacher, &source, &mut params).input(hint)?;
+    if let Some(source) = session.pretrained()? {
+        places.take_blocks(&session.teacher, &source, &mut params).input(PRETRAINED)?;
     }
     let (windows, validation) =
         (session.population(Part::Train), session.population(Part::Validation));

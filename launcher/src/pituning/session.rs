@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use trainer::comm::Communicator;
 use trainer::config::Effect;
 use trainer::config::pituning::{EventConfig, EventSourceKind, ModelShape, SECTIONS, Tune};
-use trainer::data::OnBad;
 use trainer::data::events::generator::{Options, Truth, generate};
 use trainer::data::events::{EventData, Format, Part, Split, read};
+use trainer::data::{DataError, OnBad};
 use trainer::lora::{AdapterSpec, SiteList, SiteLists, Target, WholeTensor};
 use trainer::model::event::{Combine, EventSpec, History, Prediction, Product};
 use trainer::prompt::Example;
@@ -69,7 +69,7 @@ impl EventSession {
         }
         let (lora, lists) = adapters(&config, &student)?;
         let windows = Windows::new(&data, config.model.window)?;
-        Ok(Self {
+        let session = Self {
             folder: config.run.out_dir.clone(),
             rules: PackRules {
                 chunk_rows: CHUNK_ROWS.max(config.model.window),
@@ -84,7 +84,10 @@ impl EventSession {
             lora,
             notes,
             config,
-        })
+        };
+        // Whatever is wrong with a config is told before there is a run folder.
+        session.pretrained()?;
+        Ok(session)
     }
 
     /// Whether histories are means of hidden states.
@@ -209,7 +212,9 @@ fn data_of(config: &EventConfig) -> anyhow::Result<(EventData, Option<Truth>, Ve
                 ..Split::default()
             };
             let on_bad = if source.strict { OnBad::Stop } else { OnBad::Quarantine };
-            let (data, tally) = read(&source.files, &format, &split, on_bad).input(DATA_HINT)?;
+            let (data, tally) = read(&source.files, &format, &split, on_bad)
+                .map_err(|error| of_files(error, &source.files))
+                .input(DATA_HINT)?;
             let mut notes: Vec<String> =
                 tally.problems.iter().map(|problem| format!("skipped: {problem}")).collect();
             if tally.bad_rows > 0 {
@@ -223,6 +228,17 @@ fn data_of(config: &EventConfig) -> anyhow::Result<(EventData, Option<Truth>, Ve
             }
             Ok((data, None, notes))
         }
+    }
+}
+
+/// Errors of a log as a whole, with the files it is of.
+fn of_files(error: DataError, files: &[PathBuf]) -> anyhow::Error {
+    match error {
+        DataError::Events(error) => {
+            let files: Vec<String> = files.iter().map(|f| f.display().to_string()).collect();
+            anyhow::anyhow!("{}: {error}", files.join(", "))
+        }
+        other => other.into(),
     }
 }
 

@@ -19,21 +19,38 @@ fn a_printed_config_is_that_config() {
 #[test]
 fn shipped_configs_resolve() {
     let story = Story::new();
-    let mut seen = 0;
+    let (mut methods, mut cached) = (std::collections::BTreeMap::new(), 0);
     for entry in std::fs::read_dir(crate::process::root().join("configs")).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             continue;
         }
-        let study = path.file_name().unwrap().to_str().unwrap().starts_with("study_");
-        let command = if study { "study" } else { "run" };
-        let printed =
-            story.launcher(&[command, "--config", path.to_str().unwrap(), "--print-config"]);
-        let printed = printed.run().must(0).stdout;
-        assert!(printed.contains(story.path("cache").to_str().unwrap()), "{printed}");
-        seen += 1;
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let (method, _) = name.split_once('_').unwrap();
+        let command = if method == "study" { "study" } else { "run" };
+        let print = |path: &str| {
+            let config = [command, "--config", path, "--print-config"];
+            story.launcher(&config).run().must(0).stdout
+        };
+        let printed = print(path.to_str().unwrap());
+        // Logs of one's own and generated people need nothing of the cache; whoever names it gets it.
+        if std::fs::read_to_string(&path).unwrap().contains("${MYRIAD_CACHE}")
+            || method != "pituning"
+        {
+            assert!(printed.contains(story.path("cache").to_str().unwrap()), "{name}: {printed}");
+            cached += 1;
+        }
+        assert_eq!(printed.contains("method = \"pituning\""), method == "pituning", "{name}");
+        if method == "pituning" {
+            story.put("printed.toml", printed.as_bytes());
+            assert_eq!(print("printed.toml"), printed, "{name}");
+        }
+        *methods.entry(method.to_owned()).or_insert(0) += 1;
     }
-    assert!(seen >= 2);
+    for (method, least) in [("lamp", 8), ("oppu", 10), ("study", 8), ("pituning", 5)] {
+        assert!(methods.get(method).is_some_and(|n| *n >= least), "{method}: {methods:?}");
+    }
+    assert!(cached > 20, "{cached}");
 }
 
 #[test]

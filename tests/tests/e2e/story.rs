@@ -92,12 +92,18 @@ pub(crate) struct Story {
 impl Story {
     /// A tiny base, twelve users, four others for the population stage, a config.
     pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let story = Self { folder: Some(folder) };
+        let story = Self::of(CONFIG);
         base::write(&story.path("base"));
-        story.put("config.toml", CONFIG.as_bytes());
         story.put("personal.jsonl", &lines((0..USERS).map(user)));
         story.put("population.jsonl", &lines((100..104).map(user).map(queries_only)));
+        story
+    }
+
+    /// A folder with a config and nothing else.
+    pub(crate) fn of(config: &str) -> Self {
+        let folder = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let story = Self { folder: Some(folder) };
+        story.put("config.toml", config.as_bytes());
         story
     }
 

@@ -39,7 +39,7 @@ fn names(folder: &Path) -> BTreeSet<String> {
 }
 
 /// Stops the test unless the text is one element whose tags close in order and whose texts have no bare `<` or `&`.
-fn well_formed(text: &str) {
+pub(crate) fn well_formed(text: &str) {
     let (mut open, mut rest, mut elements) = (Vec::new(), text, 0);
     while let Some((before, after)) = rest.split_once('<') {
         for part in before.split('&').skip(1) {

@@ -79,17 +79,11 @@ impl Places {
         &self.layout.tensors
     }
 
-    /// Takes the blocks and the final norm of a GPT-2 over those of `params`, and its positions as far as windows are
-    /// long; tables of columns and heads stay.
+    /// Whether [`Self::take_blocks`] can take a base's; no weight is read.
     ///
     /// # Errors
-    /// [`Error::Setting`] for a base of another family, width or depth, or of fewer positions; what reading it finds wrong.
-    pub fn take_blocks(
-        &self,
-        spec: &EventSpec,
-        source: &dyn WeightSource,
-        params: &mut [f32],
-    ) -> Result<()> {
+    /// [`Error::Setting`] for a base of another family, width or depth, or of fewer positions.
+    pub fn check_blocks(spec: &EventSpec, source: &dyn WeightSource) -> Result<()> {
         let (own, theirs) = (spec.trunk(), source.spec());
         let form = |s: &BaseSpec| (s.family, s.hidden, s.layers, s.heads, s.intermediate);
         if form(&own) != form(theirs) || theirs.learned_positions < own.learned_positions {
@@ -99,6 +93,22 @@ impl Places {
             );
             return Err(Error::setting(source.path(), "config.json", format!("not a {expected}")));
         }
+        Ok(())
+    }
+
+    /// Takes the blocks and the final norm of a GPT-2 over those of `params`, and its positions as far as windows are
+    /// long; tables of columns and heads stay.
+    ///
+    /// # Errors
+    /// As [`Self::check_blocks`]; what reading the base finds wrong.
+    pub fn take_blocks(
+        &self,
+        spec: &EventSpec,
+        source: &dyn WeightSource,
+        params: &mut [f32],
+    ) -> Result<()> {
+        Self::check_blocks(spec, source)?;
+        let theirs = source.spec();
         for tensor in theirs.tensors() {
             let place = self.layout.tensors.iter().find(|p| p.name == tensor.name);
             let Some(place) = place else { continue };
