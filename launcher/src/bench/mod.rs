@@ -2,6 +2,7 @@
 
 mod predict;
 mod train;
+mod tune;
 mod workload;
 
 use crate::cli::Bench;
@@ -17,6 +18,7 @@ pub(crate) fn run(bench: &Bench, env: &Env, comm: &dyn Communicator) -> anyhow::
     match bench {
         Bench::Train(args) => train::run(args, env),
         Bench::Predict(args) => predict::run(args, env),
+        Bench::Tune(args) => tune::run(args, env, comm),
         Bench::Device(args) => crate::pituning::bench(args, env, comm),
     }
 }
