@@ -4,7 +4,7 @@
 //! steps and last loss must be the same bits. One after another has buffers of its own that hold one micro-batch, so
 //! that it is not slowed by memory it does not need. Start reading at [`run`].
 
-use super::{peak_rss_bytes, report};
+use super::{cpu_seconds, peak_rss_bytes, report};
 use crate::cli::{BenchTuneArgs, RunArgs};
 use crate::env::Env;
 use crate::exit::{Exit, Fails};
@@ -130,9 +130,10 @@ fn take(
     let mut engine = Engine::of(timed, &session.lists, (u32::try_from(way.slots)?, params))?;
     let mut people = people.to_vec().into_iter();
     let mut tally = Tally::default();
-    let started = Instant::now();
+    let (started, before) = (Instant::now(), cpu_seconds());
     tune(&mut engine, session.rules, (tuning, &mut people), &mut tally, stop)?;
     tally.seconds = started.elapsed().as_secs_f64();
+    tally.cpu_seconds = cpu_seconds().zip(before).map_or(f64::NAN, |(now, then)| now - then);
     tally.pack_seconds = engine.model.seconds;
     Ok(tally)
 }
@@ -189,6 +190,8 @@ enum Own {
 #[derive(Debug, Default)]
 struct Tally {
     seconds: f64,
+    /// Of all threads: other programs on the machine do not change it.
+    cpu_seconds: f64,
     pack_seconds: f64,
     /// From the end of a pack to the first report of a step: `AdamW` of the due people.
     update_seconds: f64,
@@ -242,6 +245,7 @@ fn summary(
         json!({
             "users_per_hour": people as f64 / seconds * 3600.0,
             "seconds": tallies.iter().map(|t| t.seconds).collect::<Vec<f64>>(),
+            "cpu_seconds": tallies.iter().map(|t| t.cpu_seconds).collect::<Vec<f64>>(),
             "packs": tallies[0].packs,
             "rows": tallies[0].rows,
             "steps": tallies[0].steps,
@@ -255,6 +259,8 @@ fn summary(
     };
     let ratios: Vec<f64> =
         taken[0].iter().zip(&taken[1]).map(|(many, one)| one.seconds / many.seconds).collect();
+    let cpu = |(many, one): (&Tally, &Tally)| one.cpu_seconds / many.cpu_seconds;
+    let cpu_ratios: Vec<f64> = taken[0].iter().zip(&taken[1]).map(cpu).collect();
     let (together_of, alone_of) = (way(&taken[0]), way(&taken[1]));
     let aside = taken[0][0].results.values().filter(|own| matches!(own, Own::Aside(_))).count();
     let mut result = json!({
@@ -270,6 +276,7 @@ fn summary(
         "same_bits": true,
         "ratio": median(ratios.clone()),
         "ratios": ratios,
+        "cpu_ratio": median(cpu_ratios),
         "sgemm_peak_gflop_per_s": peak::product(threads)?,
         "vector_instructions": kernels::cpu::vector_instructions(),
         "peak_rss_bytes": peak_rss_bytes(),
