@@ -307,6 +307,8 @@ pub(crate) enum Bench {
     Train(BenchTrainArgs),
     /// Batched prediction against one user after another.
     Predict(BenchPredictArgs),
+    /// Personal unlearning and tuning of a PITuning config's people: many at once against one after another.
+    Tune(BenchTuneArgs),
     /// The device table of a PITuning config: parameters, latency of one window, memory of tuning, for the population model
     /// and the student.
     Device(RunArgs),
@@ -381,4 +383,26 @@ pub(crate) struct BenchPredictArgs {
     /// Tokens generated for each query.
     #[arg(long, default_value_t = 32)]
     pub(crate) new_tokens: u32,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BenchTuneArgs {
+    /// The config file (TOML) of a PITuning run.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+    /// Lays `[variant.NAME]` of the file over the rest of it. Can be repeated.
+    #[arg(long = "variant", value_name = "NAME")]
+    pub(crate) variants: Vec<String>,
+    /// Sets one key over the file: `engine.threads=1`. Can be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) sets: Vec<String>,
+    /// People; at most those of the data where these are not generated.
+    #[arg(long, default_value_t = 1000)]
+    pub(crate) users: usize,
+    /// Times that both ways are taken, in turns.
+    #[arg(long, default_value_t = 3)]
+    pub(crate) repetitions: usize,
+    /// Writes the result as JSON; `-` for standard output.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
 }

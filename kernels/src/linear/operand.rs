@@ -3,7 +3,7 @@
 //! Owns the copies between row-major memory, packed rows of the left factor and panels of the right one.
 //! Knows no blocking, thread or arithmetic. Start at [`Left`] and [`Right`].
 
-use super::tile::{BLOCK_K, PACKED_K, PANEL};
+use super::tile::{BLOCK_K, PACKED_K, PANEL, copy};
 use std::ops::Range;
 
 /// Rows in a slice: row `i` begins at `start + i * stride`.
@@ -48,7 +48,7 @@ impl Left<'_> {
         match self {
             Left::AsIs(x) => {
                 for (row, packed) in rows.zip(packed) {
-                    packed[..ks.len()].copy_from_slice(x.row(row, ks.clone()));
+                    copy(x.row(row, ks.clone()), &mut packed[..ks.len()]);
                 }
             }
             Left::Transposed(x) => {

@@ -5,7 +5,7 @@
 //! `k`, so each element stays the one chain of `tile.rs` however it is cut. Start at [`Product::run`].
 
 use super::operand::{Left, PackedPanel, Right, Rows};
-use super::tile::{Accumulators, BLOCK_K, MAX_ROWS, PACKED_K, PANEL, multiply, tile_rows};
+use super::tile::{Accumulators, BLOCK_K, MAX_ROWS, PACKED_K, PANEL, copy, multiply, tile_rows};
 use pulp::{Arch, Simd, WithSimd};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -195,7 +195,7 @@ impl Task<'_, '_> {
             for (first, rows) in self.tiles::<S>() {
                 if !fresh {
                     for (acc, y) in acc.iter_mut().zip(&self.y.rows[first..first + rows]) {
-                        acc[..width].copy_from_slice(&y[column..column + width]);
+                        copy(&y[column..column + width], &mut acc[..width]);
                     }
                 }
                 multiply(simd, &packed[first..first + rows], (w, width), fresh, &mut acc);
@@ -207,7 +207,7 @@ impl Task<'_, '_> {
                     );
                 }
                 for (acc, y) in acc.iter().zip(&mut self.y.rows[first..first + rows]) {
-                    y[column..column + width].copy_from_slice(&acc[..width]);
+                    copy(&acc[..width], &mut y[column..column + width]);
                 }
             }
         }

@@ -6,7 +6,7 @@
 //! through two functions. Start at
 //! [`Scratch::product`].
 
-use crate::linear::tile::{Accumulators, BLOCK_K, MAX_ROWS, PACKED_K, PANEL, multiply, tile_rows};
+use crate::linear::tile::{Accumulators, BLOCK_K, MAX_ROWS, PACKED_K, PANEL, copy, multiply, tile_rows};
 use pulp::{Arch, Simd, WithSimd};
 use std::ops::Range;
 
@@ -83,12 +83,12 @@ impl WithSimd for Panel<'_> {
         for (left, rows) in left.chunks(tile).zip(result.chunks_mut(tile * n)) {
             if !fresh {
                 for (acc, row) in acc.iter_mut().zip(rows.chunks(n)) {
-                    acc[..width].copy_from_slice(&row[columns.clone()]);
+                    copy(&row[columns.clone()], &mut acc[..width]);
                 }
             }
             multiply(simd, left, (right, width), fresh, &mut acc);
             for (acc, row) in acc.iter().zip(rows.chunks_mut(n)) {
-                row[columns.clone()].copy_from_slice(&acc[..width]);
+                copy(&acc[..width], &mut row[columns.clone()]);
             }
         }
     }
@@ -110,7 +110,7 @@ impl<'a> Matrix<'a> {
 
     /// `dst = self[row, columns]`.
     pub(super) fn copy_row(&self, row: usize, columns: Range<usize>, dst: &mut [f32]) {
-        dst.copy_from_slice(self.row(row, columns));
+        copy(self.row(row, columns), dst);
     }
 
     /// `dst = self[rows, column]`.
@@ -133,7 +133,7 @@ impl<'a> Matrix<'a> {
             }
         } else {
             for (row, dst) in rows.zip(dst) {
-                dst[..columns.len()].copy_from_slice(self.row(row, columns.clone()));
+                copy(self.row(row, columns.clone()), &mut dst[..columns.len()]);
             }
         }
     }

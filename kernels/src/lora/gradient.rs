@@ -8,6 +8,7 @@ use super::block::Matrix;
 use super::cpu::{LOCAL, Pack, Rows, offset};
 use super::{Segment, Site, SiteOutput};
 use crate::error::{Error, Result};
+use crate::linear::tile::copy;
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::ops::Range;
@@ -46,7 +47,7 @@ impl Row {
     /// Stores `values [rows, r]` at element `at` of each row of `sums`.
     pub(super) fn store(&self, sums: &mut [f32], at: usize, r: usize, values: &[f32]) {
         for (row, values) in sums.chunks_mut(self.stride).zip(values.chunks(r)) {
-            row[at..at + r].copy_from_slice(values);
+            copy(values, &mut row[at..at + r]);
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod predict;
 mod train;
+mod tune;
 mod workload;
 
 use crate::cli::Bench;
@@ -17,6 +18,7 @@ pub(crate) fn run(bench: &Bench, env: &Env, comm: &dyn Communicator) -> anyhow::
     match bench {
         Bench::Train(args) => train::run(args, env),
         Bench::Predict(args) => predict::run(args, env),
+        Bench::Tune(args) => tune::run(args, env, comm),
         Bench::Device(args) => crate::pituning::bench(args, env, comm),
     }
 }
@@ -44,4 +46,14 @@ fn peak_rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find(|l| l.starts_with("VmHWM:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// Processor seconds of all threads of this process so far: what other programs take does not count (`schedstat`).
+fn cpu_seconds() -> Option<f64> {
+    let mut nanoseconds = 0.0;
+    for task in std::fs::read_dir("/proc/self/task").ok()?.flatten() {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        nanoseconds += text.split_whitespace().next()?.parse::<f64>().ok()?;
+    }
+    Some(nanoseconds / 1e9)
 }

@@ -12,6 +12,8 @@ mod session;
 mod tune;
 
 pub(crate) use models::bench;
+pub(crate) use session::EventSession;
+pub(crate) use tune::{persons, slots, tuning};
 
 use crate::cli::RunArgs;
 use crate::env::Env;
@@ -19,7 +21,6 @@ use crate::exit::{Exit, Fails};
 use crate::run::Until;
 use crate::watch::{print, say};
 use anyhow::Context;
-use session::EventSession;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;

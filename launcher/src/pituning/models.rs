@@ -48,7 +48,7 @@ impl EventSession {
     }
 
     /// Rows of a pack.
-    pub(super) fn pack_rows(&self) -> usize {
+    pub(crate) fn pack_rows(&self) -> usize {
         let asked = self.config.engine.pack_tokens;
         let rows = if asked == 0 { AUTO_PACK_ROWS } else { asked };
         rows.max(self.rules.chunk_rows.min(AUTO_PACK_ROWS)).max(self.config.model.window)

@@ -1,6 +1,6 @@
 //! Everybody's own part of the student, for each of the tuned arms.
 
-use super::{Course, models};
+use super::{Course, EventSession, models};
 use crate::exit::Fails;
 use crate::watch::{Progress, say};
 use kernels::Cpu;
@@ -98,13 +98,7 @@ pub(super) fn arm(course: &Course<'_>, arm: EventArm, student: &ModelFile) -> an
         return Ok(End::Complete);
     }
     let people: Vec<Person> = persons(course, arm, student, &mine)?;
-    let tuning = Tuning {
-        lora: session.lora.clone(),
-        unlearn: recipe(&session.config.individual.training, &session.config.unlearn.training),
-        learn: session.config.individual.training.clone(),
-        of_mean: session.of_mean(),
-        seed: session.config.run.seed,
-    };
+    let tuning = tuning(session);
     std::fs::create_dir_all(&store)?;
     let steps = people
         .iter()
@@ -130,6 +124,23 @@ pub(super) fn arm(course: &Course<'_>, arm: EventArm, student: &ModelFile) -> an
     let seconds = started.elapsed().as_secs_f64();
     course.events.emit(Event::StageFinished { stage: Stage::Individual, seconds })?;
     Ok(if course.stopped(end)? { End::Stopped } else { End::Complete })
+}
+
+/// How a run's people are tuned.
+pub(crate) fn tuning(session: &EventSession) -> Tuning {
+    Tuning {
+        lora: session.lora.clone(),
+        unlearn: recipe(&session.config.individual.training, &session.config.unlearn.training),
+        learn: session.config.individual.training.clone(),
+        of_mean: session.of_mean(),
+        seed: session.config.run.seed,
+    }
+}
+
+/// People in flight.
+pub(crate) fn slots(session: &EventSession, people: usize) -> usize {
+    let asked = session.config.engine.users_in_flight;
+    if asked == 0 { AUTO_USERS } else { asked }.min(people.max(1))
 }
 
 /// Unlearning's optimiser with fine-tuning's adapter shape: both train the same parameters.
@@ -159,8 +170,7 @@ fn adapted(
     let mut net = EventNetwork::new(Cpu, student.spec.clone())?;
     net.load(&student.params)?;
     let params = session.lists.lists()[0].params(session.lora.lora_rank as usize);
-    let asked = session.config.engine.users_in_flight;
-    let slots = if asked == 0 { AUTO_USERS } else { asked }.min(people.len().max(1));
+    let slots = slots(session, people.len());
     let rows = session.pack_rows();
     let size = StepSize { rows, stored_blocks: student.spec.layers, backward: true };
     models::budget(session, EventStepper::bytes(&net, size, 1) + slots * params * 16)?;
@@ -206,7 +216,7 @@ fn my_people(course: &Course<'_>, before: &BTreeSet<UserKey>) -> anyhow::Result<
 }
 
 /// What people are taught in an arm.
-fn persons(
+pub(crate) fn persons(
     course: &Course<'_>,
     arm: EventArm,
     student: &ModelFile,

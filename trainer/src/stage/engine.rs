@@ -86,7 +86,8 @@ impl<B: Ops> Model<B> for Language<'_, B> {
         grads: &mut B::Buf<f32>,
     ) -> Result<&[f32]> {
         let adapters = Adapters { layouts: lists.layouts(), params };
-        Ok(self.stepper.train(self.net, batch, adapters, grads)?)
+        let Self { net, stepper } = self;
+        Ok(net.backend().enter(|| stepper.train(net, batch, adapters, grads))?)
     }
 
     fn losses(
@@ -94,7 +95,9 @@ impl<B: Ops> Model<B> for Language<'_, B> {
         batch: &Batch,
         (lists, params): (&SiteLists, &B::Buf<f32>),
     ) -> Result<&[f32]> {
-        Ok(self.stepper.losses(self.net, batch, Adapters { layouts: lists.layouts(), params })?)
+        let adapters = Adapters { layouts: lists.layouts(), params };
+        let Self { net, stepper } = self;
+        Ok(net.backend().enter(|| stepper.losses(net, batch, adapters))?)
     }
 }
 
@@ -138,8 +141,9 @@ impl<'a, B: Ops + Backend<Act = f32>> Events<'a, B> {
         (lists, params): (&SiteLists, &B::Buf<f32>),
     ) -> Result<&[f32]> {
         let adapters = Adapters { layouts: lists.layouts(), params };
-        let adapted = Adapted { adapters, head_after: &self.head_after };
-        Ok(self.stepper.logits(self.net, (batch, self.table), adapted)?)
+        let Self { net, table, stepper, head_after } = self;
+        let adapted = Adapted { adapters, head_after };
+        Ok(net.trunk().backend().enter(|| stepper.logits(net, (batch, table), adapted))?)
     }
 
     /// Probabilities `[windows, intents]` of a checked pack.
@@ -149,8 +153,9 @@ impl<'a, B: Ops + Backend<Act = f32>> Events<'a, B> {
         (lists, params): (&SiteLists, &B::Buf<f32>),
     ) -> Result<&[f32]> {
         let adapters = Adapters { layouts: lists.layouts(), params };
-        let adapted = Adapted { adapters, head_after: &self.head_after };
-        Ok(self.stepper.probabilities(self.net, (batch, self.table), adapted)?)
+        let Self { net, table, stepper, head_after } = self;
+        let adapted = Adapted { adapters, head_after };
+        Ok(net.trunk().backend().enter(|| stepper.probabilities(net, (batch, table), adapted))?)
     }
 }
 
@@ -199,8 +204,9 @@ impl<B: Ops + Backend<Act = f32>> Model<B> for Events<'_, B> {
         grads: &mut B::Buf<f32>,
     ) -> Result<&[f32]> {
         let adapters = Adapters { layouts: lists.layouts(), params };
-        let adapted = Adapted { adapters, head_after: &self.head_after };
-        Ok(self.stepper.train(self.net, (batch, self.table), adapted, grads)?)
+        let Self { net, table, stepper, head_after } = self;
+        let adapted = Adapted { adapters, head_after };
+        Ok(net.trunk().backend().enter(|| stepper.train(net, (batch, table), adapted, grads))?)
     }
 
     fn losses(
@@ -209,8 +215,9 @@ impl<B: Ops + Backend<Act = f32>> Model<B> for Events<'_, B> {
         (lists, params): (&SiteLists, &B::Buf<f32>),
     ) -> Result<&[f32]> {
         let adapters = Adapters { layouts: lists.layouts(), params };
-        let adapted = Adapted { adapters, head_after: &self.head_after };
-        Ok(self.stepper.losses(self.net, (batch, self.table), adapted)?)
+        let Self { net, table, stepper, head_after } = self;
+        let adapted = Adapted { adapters, head_after };
+        Ok(net.trunk().backend().enter(|| stepper.losses(net, (batch, table), adapted))?)
     }
 }
 
