@@ -52,7 +52,7 @@ fn messages_name_file_key_line_and_a_guess() {
         (
             "unlearn",
             "forget = 'labels'",
-            "/dir/c.toml:8: `unlearn.forget` = \"labels\": allowed is one of \"teacher_answer\", \"teacher_distribution\", \"label\"; did you mean `label`?",
+            "/dir/c.toml:8: `unlearn.forget` = \"labels\": allowed is one of \"teacher_error\", \"teacher_answer\", \"teacher_distribution\", \"label\"; did you mean `label`?",
         ),
         (
             "individual",

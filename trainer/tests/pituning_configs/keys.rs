@@ -128,7 +128,7 @@ fn defaults_are_the_argued_ones() {
     assert_eq!((unlearn.tau, unlearn.min_count, unlearn.smoothing), (1.5, 3, 1.0));
     assert_eq!((unlearn.rule.as_str(), unlearn.beta, unlearn.adaptive), ("ratio", 1.0, false));
     let teacher = "teacher_distribution";
-    assert_eq!((unlearn.forget.as_str(), unlearn.retain.as_str()), (teacher, teacher));
+    assert_eq!((unlearn.forget.as_str(), unlearn.retain.as_str()), ("teacher_error", teacher));
     let model = &config.model;
     assert_eq!((model.hidden, model.layers, model.heads, model.intermediate), (768, 12, 12, 3072));
     assert_eq!((model.combine.as_str(), model.history.as_str()), ("concat", "last"));
