@@ -347,8 +347,15 @@ pub(crate) fn bench(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyho
     let config = document
         .resolve_events(&env.variables())
         .input("this table is of PITuning configs: run.method = \"pituning\"")?;
+    if args.print_config {
+        print(config.to_toml()?.trim_end());
+        return Ok(Exit::Done);
+    }
     crate::threads(config.engine.threads, env)?;
     let session = EventSession::open(config)?;
+    if args.dry_run {
+        return print_plan(&session, comm);
+    }
     let mut lines = vec![format!(
         "{:<18}{:>14}{:>14}{:>16}{:>16}",
         "model", "parameters", "tuned", "one window", "tuning memory"
@@ -373,7 +380,7 @@ pub(crate) fn bench(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyho
 
 fn row(name: &str, len: usize, tuned: usize, seconds: f64, bytes: usize) -> String {
     let (latency, memory) = (seconds * 1e3, gigabytes(bytes) * 1e3);
-    format!("{name:<18}{len:>14}{tuned:>14}{latency:>13.2} ms{memory:>13.1} MB")
+    format!("{name:<18}{len:>14}{tuned:>14}{latency:>13.3} ms{memory:>13.1} MB")
 }
 
 /// Median seconds of one person's one window, after a warm-up.

@@ -25,7 +25,19 @@ fn what_is_wrong_is_named_and_leaves_nothing() {
     wrong("data.train=0.95", &["data.train", "data.validation"]);
     wrong("data.preset=\"lsapp\"", &["data.preset", "source = \"generated\""]);
     wrong("model.pretrained=\"nowhere\"", &["nowhere", "hint:"]);
-    wrong("engine.memory_gb=0.001", &["engine.memory_gb", "needed"]);
+}
+
+#[test]
+fn a_budget_that_is_too_small_may_be_raised() {
+    let story = story();
+    let keys = ["model.hidden=96", "population.epochs=1", "run.arms=[\"teacher\", \"population\"]"];
+    let with = |memory| sets(&[&keys[..], &[memory]].concat());
+    story
+        .run(&with("engine.memory_gb=0.01"))
+        .must(3)
+        .says(&["GB are needed", "engine.memory_gb is 0.01"]);
+    assert!(!story.path("run/population").exists());
+    story.run(&with("engine.memory_gb=1.0")).must(0);
 }
 
 #[test]
@@ -131,6 +143,12 @@ fn the_device_table_has_both_models() {
         assert!(row.len() == 4 && row[2] > 0.0 && row[2] < 1000.0 && row[3] > 0.0, "{table}");
     }
     assert!(student[3] < teacher[3], "{table}");
+    let bench = ["bench", "device", "--config", "config.toml"];
+    for flag in ["--print-config", "--dry-run"] {
+        let of =
+            |command: &[&str]| story.launcher(&[command, &[flag]].concat()).run().must(0).stdout;
+        assert_eq!(of(&bench), of(&["run", "--config", "config.toml"]), "{flag}");
+    }
     assert!(!story.path("run").exists());
     // A language model's config has no such table.
     let other = crate::story::Story::new();
