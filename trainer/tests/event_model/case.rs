@@ -219,7 +219,7 @@ impl Sample {
     pub(crate) fn window(&self, model: &Model, weight: f32, user: Option<usize>) -> Window {
         let plain = |&target: &u32| Row::hard(target, weight);
         let losses = match &self.loss {
-            Some(loss) => vec![Row { target: self.targets[0], weight, ..loss.row }],
+            Some(loss) => vec![Row { weight, ..loss.row }],
             None => self.targets.iter().map(plain).collect(),
         };
         Window {
@@ -242,10 +242,10 @@ pub(crate) fn samples(model: &Model, seed: u32, count: usize, kinds: bool) -> Ve
         let len = if longest { window } else { 1 + draw(at, 3000, window) as usize };
         let sample = Sample::intent(model, at, len);
         let teacher = noise(at + 10_000, n, 3.0);
-        let label = draw(at, 4000, n);
+        let (label, came) = (draw(at, 4000, n), sample.targets[0]);
         match if kinds { i % 9 } else { 0 } {
-            1 => sample.with_loss(Row::focal(0, 1.0, 2.0), Vec::new()),
-            2 => sample.with_loss(Row::distill(0, 1.0, 0.4, 2.0), teacher),
+            1 => sample.with_loss(Row::focal(came, 1.0, 2.0), Vec::new()),
+            2 => sample.with_loss(Row::distill(came, 1.0, 0.4, 2.0), teacher),
             3 => sample.with_loss(Row::retain(None, 1.0), teacher),
             4 => sample.with_loss(Row::forget(None, 1.0, 0.7, 9.0), teacher),
             5 => sample.with_loss(Row::forget(None, 1.0, 1.3, 0.01), teacher),

@@ -81,7 +81,7 @@ fn no_variant_is_idle() {
 /// What each shared variant changes, and nothing else.
 #[test]
 fn ablations_change_one_thing() {
-    let expected: [(&str, &[&str]); 14] = [
+    let expected: [(&str, &[&str]); 15] = [
         ("adapters-only", &["individual.tune: \"adapters_and_head\" -> \"adapters\""]),
         (
             "all-parameters",
