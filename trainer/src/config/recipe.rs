@@ -172,7 +172,7 @@ pub(super) const EVENT_RECIPES: &[Named] = &[
             ),
             (
                 "unlearn",
-                "learning_rate = 2e-3\nschedule = 'constant'\nwarmup_ratio = 0.0\nbatch_size = 16\nepochs = 4",
+                "learning_rate = 2e-3\nschedule = 'constant'\nwarmup_ratio = 0.0\nbatch_size = 16\nepochs = 1",
             ),
             ("individual", "learning_rate = 5e-3\nbatch_size = 16\nepochs = 6"),
         ],

@@ -167,8 +167,7 @@ fn recipes_have_every_stage() {
         }
         let brief = |r: &Recipe| (r.schedule, r.epochs, r.early_stop.enabled);
         let [population, _, unlearn, own] = &stages;
-        let passes = if name == "pituning" { 1 } else { 4 };
-        assert_eq!(brief(unlearn), (ScheduleKind::Constant, passes, false));
+        assert_eq!(brief(unlearn), (ScheduleKind::Constant, 1, false));
         assert_eq!(
             (brief(population).0, brief(own).0),
             (ScheduleKind::Cosine, ScheduleKind::Linear)
