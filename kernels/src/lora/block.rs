@@ -6,7 +6,9 @@
 //! through two functions. Start at
 //! [`Scratch::product`].
 
-use crate::linear::tile::{Accumulators, BLOCK_K, MAX_ROWS, PACKED_K, PANEL, copy, multiply, tile_rows};
+use crate::linear::tile::{
+    Accumulators, BLOCK_K, MAX_ROWS, PACKED_K, PANEL, copy, multiply, tile_rows,
+};
 use pulp::{Arch, Simd, WithSimd};
 use std::ops::Range;
 

@@ -74,11 +74,7 @@ pub(super) fn run(
 }
 
 /// The config with as many generated people as asked for.
-fn config(
-    args: &BenchTuneArgs,
-    env: &Env,
-    comm: &dyn Communicator,
-) -> anyhow::Result<EventConfig> {
+fn config(args: &BenchTuneArgs, env: &Env, comm: &dyn Communicator) -> anyhow::Result<EventConfig> {
     let run = RunArgs {
         config: args.config.clone(),
         variants: args.variants.clone(),
@@ -236,9 +232,8 @@ fn summary(
     (together, taken): (Way, &[Vec<Tally>; 2]),
 ) -> anyhow::Result<serde_json::Value> {
     let threads = rayon::current_num_threads();
-    let of = |tallies: &[Tally], each: fn(&Tally) -> f64| {
-        median(tallies.iter().map(each).collect())
-    };
+    let of =
+        |tallies: &[Tally], each: fn(&Tally) -> f64| median(tallies.iter().map(each).collect());
     let way = |tallies: &[Tally]| {
         let (seconds, packs) = (of(tallies, |t| t.seconds), tallies[0].packs.max(1) as f64);
         let (pack, update) = (of(tallies, |t| t.pack_seconds), of(tallies, |t| t.update_seconds));
