@@ -43,6 +43,10 @@ fn copy_pieces<const LEN: usize, const PIECES: usize>(from: &[f32], to: &mut [f3
     if let (Some(from), Some(to)) =
         (pieces.0.first_chunk::<PIECES>(), pieces.1.first_chunk_mut::<PIECES>())
     {
+        #[expect(
+            clippy::manual_memcpy,
+            reason = "a call of memcpy costs more than these few moves"
+        )]
         for i in 0..PIECES {
             to[i] = from[i];
         }

@@ -124,7 +124,7 @@ fn take(
     let events = Events::new((net, session.windows.table()), &session.lists, size)?;
     let timed = Timed { events, seconds: 0.0 };
     let mut engine = Engine::of(timed, &session.lists, (u32::try_from(way.slots)?, params))?;
-    let mut people = people.to_vec().into_iter();
+    let mut people = people.iter().cloned();
     let mut tally = Tally::default();
     let (started, before) = (Instant::now(), cpu_seconds());
     tune(&mut engine, session.rules, (tuning, &mut people), &mut tally, stop)?;

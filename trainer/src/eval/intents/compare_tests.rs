@@ -1,7 +1,7 @@
 //! Rows and comparisons by hand-computed values, orders, threads, and what is refused.
 
 use super::*;
-use crate::eval::intents::{Classes, table};
+use crate::eval::intents::{Classes, Detail, table};
 use std::collections::BTreeMap;
 
 /// (person, targets as (gold, answer, rank)).

@@ -5,6 +5,7 @@ use crate::baseline::{Baseline, Baselines};
 use crate::data::events::generator::{Model, Options, Truth, generate};
 use crate::data::events::{EventData, Part};
 use crate::eval::Bootstrap;
+use crate::eval::intents::Detail;
 use crate::unlearn::{Counts, Rule, Split};
 use std::collections::BTreeMap;
 
