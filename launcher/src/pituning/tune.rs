@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use trainer::config::Recipe;
-use trainer::config::pituning::{EventArm, EventConfig, Tune};
+use trainer::config::pituning::{EventArm, EventConfig, RareTo, Tune};
 use trainer::data::events::Part;
 use trainer::ids::{Step, UserId, UserKey};
 use trainer::lora::{SiteList, WholeTensor};
@@ -253,7 +253,13 @@ pub(crate) fn persons(
         let learn = match arm {
             EventArm::Unlearned => Lesson::default(),
             EventArm::Focal => focal(&windows, gamma),
-            EventArm::Oversample => oversampled(&windows),
+            EventArm::Oversample => {
+                let own = match session.config.individual.oversample {
+                    RareTo::Person => Some(session.counts(Some(number))),
+                    RareTo::Population => None,
+                };
+                oversampled(&windows, own.as_deref().unwrap_or(&population))
+            }
             _ => plain(&windows),
         };
         // Somebody with nothing to forget keeps the student as it is in the arm without fine-tuning: one step of

@@ -224,6 +224,13 @@ const INDIVIDUAL: &[Key] = &[
         "what of the student a person has",
     ),
     key("focal_gamma", Kind::Float(0.0, 100.0), Is("2.0"), Result, "with focal: its exponent"),
+    key(
+        "oversample",
+        Kind::OneOf(&["person", "population"]),
+        Is("\"person\""),
+        Result,
+        "with oversample: among whose events an intent is rare",
+    ),
 ];
 
 const EVALUATE: &[Key] = &[

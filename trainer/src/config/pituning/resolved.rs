@@ -301,9 +301,21 @@ pub struct EventIndividual {
     pub tune: Tune,
     /// Focal loss' gamma, for arm `focal`.
     pub focal_gamma: f64,
+    /// Among whose events an intent is rare, for arm `oversample`.
+    pub oversample: RareTo,
     /// How; its adapter's shape holds for unlearning too.
     #[serde(flatten)]
     pub training: Recipe,
+}
+
+/// Among whose events an intent is rare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RareTo {
+    /// The person's own.
+    Person,
+    /// Everybody's in the population stage.
+    Population,
 }
 
 /// What of the student a person has.
