@@ -34,6 +34,7 @@ using uintptr_t = unsigned long;
 
 #define ENTRY(name)
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
+#define DYN_SMEM(name) DYNAMIC_SHARED(name)
 
 #ifdef __CUDACC_RTC__
 // The part of cuda_bf16.h that the kernels use, so that run-time compilation needs no installed CUDA headers.
