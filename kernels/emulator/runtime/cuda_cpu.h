@@ -28,7 +28,6 @@
 #define warpSize 32
 
 #define DYNAMIC_SHARED(name) unsigned char* const name = cpu::here.dynamic_shared
-#define DYN_SMEM(name) DYNAMIC_SHARED(name)
 
 // Exports `const cpu::Entry emulator_entry_<name>`. The call itself is not instrumented: it reads host memory.
 #define ENTRY(name)                                                                                \

@@ -1,12 +1,8 @@
 //! Sample kernels give right results, in both modes and in any order, and clean ones give no finding.
-#![expect(clippy::unwrap_used, reason = "a failing helper fails its test")]
-#![expect(clippy::cast_possible_truncation, reason = "sizes of the samples are small")]
 
-mod harness;
-
+use crate::harness::{Bench, Shape, numbers, pointer};
 use emulator::{Error, Mode};
 use half::bf16;
-use harness::{Bench, Shape, numbers, pointer};
 use kernels::gpu::{Arg, Device, Operand, Output, OutputType, Product};
 
 /// Row sums against f64 within the rounding of 300 additions.
