@@ -17,6 +17,7 @@ pub mod cpu;
 pub mod cuda;
 pub mod embedding;
 pub mod error;
+pub mod gpu;
 pub mod intent;
 mod lanes;
 pub mod linear;

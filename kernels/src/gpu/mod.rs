@@ -1,0 +1,226 @@
+//! The GPU backend, written once for CUDA and for the emulator that runs the same device code on the CPU.
+//!
+//! Owns the seam below the operations: [`Device`] (memory, copies, launches, dense products) and [`Gpu`],
+//! the [`Backend`] on top of any device. Each operation family has a `gpu.rs` that checks shapes through
+//! its contract and builds a [`Launch`]. Activations are `bf16`; sums, parameters, gradients and moments
+//! are `f32`. Knows no library of CUDA: that is [`crate::cuda`]. Nothing here has run on real hardware yet.
+//!
+//! A step never waits for the device: what a contract lets an operation refuse only after seeing the values
+//! of a table (ids, positions, ranges) is noted by the device and refused by the next [`Backend::read`]
+//! ([`refusal`]).
+
+use crate::backend::{Backend, Element};
+use crate::error::{Error, Result, check_len};
+use std::fmt::Debug;
+use std::sync::Mutex;
+
+mod buf;
+mod launch;
+mod product;
+pub mod refusal;
+pub mod source;
+mod workspace;
+
+pub use buf::GpuBuf;
+pub use launch::{Arg, Launch, MAX_ARGS, blocks, extent, window, window_mut};
+pub use product::{Operand, Output, OutputType, Product};
+pub use workspace::Workspace;
+
+/// One device: memory, copies and work on its single stream, in the order of the calls.
+///
+/// A device checks nothing of the shapes; whoever calls it has done so.
+pub trait Device: Send + Sync + Debug + 'static {
+    /// Memory of the device, freed when dropped, after the work that uses it.
+    type Memory: Send + Sync + Debug + 'static;
+
+    /// `bytes > 0` zeroed bytes, aligned to 256.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] when there is not enough memory.
+    fn alloc(&self, bytes: usize) -> Result<Self::Memory>;
+
+    /// Device address of the first byte.
+    fn address(&self, memory: &Self::Memory) -> u64;
+
+    /// `dst[offset..offset + src.len()] = src`, after the work queued before; `src` may change as soon as this returns.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] with the device's own words.
+    fn write(&self, dst: &Self::Memory, offset: usize, src: &[u8]) -> Result<()>;
+
+    /// `dst = src[offset..offset + dst.len()]`; waits for all work queued before.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] with the device's own words, also for earlier asynchronous work that failed.
+    fn read(&self, src: &Self::Memory, offset: usize, dst: &mut [u8]) -> Result<()>;
+
+    /// `dst[offset..offset + len] = 0`.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] with the device's own words.
+    fn zero(&self, dst: &Self::Memory, offset: usize, len: usize) -> Result<()>;
+
+    /// `dst[dst_offset..][..len] = src[src_offset..][..len]`, both `(memory, offset)`; the ranges do not overlap.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] with the device's own words.
+    fn copy(
+        &self,
+        dst: (&Self::Memory, usize),
+        src: (&Self::Memory, usize),
+        len: usize,
+    ) -> Result<()>;
+
+    /// Queues a kernel.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] when the module does not compile, the kernel is unknown or the launch is refused.
+    fn launch(&self, launch: &Launch<'_>) -> Result<()>;
+
+    /// Queues a dense product, see [`Product`]; `m`, `n` and `k` are at least one.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] with the device's own words.
+    fn product(&self, product: &Product) -> Result<()>;
+}
+
+/// The backend on a device.
+#[derive(Debug)]
+pub struct Gpu<D: Device> {
+    device: D,
+    /// The word in which kernels note what they refuse.
+    refused: D::Memory,
+    /// Scratch memory of the operations, shared by all, grown while planning.
+    scratch: Mutex<Option<(D::Memory, usize)>>,
+}
+
+impl<D: Device> Gpu<D> {
+    /// The backend on `device`.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] when the device has no memory left.
+    pub fn new(device: D) -> Result<Self> {
+        let refused = device.alloc(size_of::<u64>())?;
+        Ok(Self { device, refused, scratch: Mutex::new(None) })
+    }
+
+    /// The device below.
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// Queues a kernel; a grid without blocks is nothing to do.
+    ///
+    /// # Errors
+    /// As [`Device::launch`]; [`Error::Backend`] when the grid or the arguments exceed what CUDA takes.
+    pub fn launch(&self, launch: Launch<'_>) -> Result<()> {
+        launch.check()?;
+        if launch.grid.contains(&0) { Ok(()) } else { self.device.launch(&launch) }
+    }
+
+    /// Queues a product; one without rows or columns is nothing to do.
+    ///
+    /// # Errors
+    /// As [`Device::product`]; [`Error::Shape`] for a chain of length zero.
+    pub fn product(&self, product: &Product) -> Result<()> {
+        if product.m == 0 || product.n == 0 {
+            return Ok(());
+        }
+        if product.k == 0 {
+            return Err(Error::Shape { op: "product", what: "k", expected: 1, got: 0 });
+        }
+        self.device.product(product)
+    }
+
+    /// `dst[dst_offset..][..len] = src[src_offset..][..len]` on the device, in elements.
+    ///
+    /// # Errors
+    /// [`Error::Length`] when a range leaves its buffer.
+    pub fn copy<T: Element>(
+        &self,
+        (dst, dst_offset): (&mut GpuBuf<D, T>, usize),
+        (src, src_offset): (&GpuBuf<D, T>, usize),
+        len: usize,
+    ) -> Result<()> {
+        check_len("copy", "dst", dst_offset.saturating_add(len), dst.length())?;
+        check_len("copy", "src", src_offset.saturating_add(len), src.length())?;
+        match (dst.memory(), src.memory()) {
+            (Some(to), Some(from)) if len > 0 => {
+                let size = size_of::<T>();
+                let (to, from) = ((to, dst_offset * size), (from, src_offset * size));
+                self.device.copy(to, from, len * size)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The argument through which a kernel notes a refusal ([`refusal`]).
+    pub fn refusal(&self) -> Arg {
+        Arg::Pointer(self.device.address(&self.refused))
+    }
+
+    /// Scratch memory in `N` pieces of the given bytes, each aligned to 256, of undefined content; held by this
+    /// call until the result is dropped. Grows rarely: the old memory is freed, which waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] when there is not enough memory.
+    pub fn workspace<const N: usize>(&self, bytes: [usize; N]) -> Result<Workspace<'_, D, N>> {
+        Workspace::take(&self.device, &self.scratch, bytes)
+    }
+
+    /// Refuses what kernels have noted since the last call; waits for the device.
+    ///
+    /// # Errors
+    /// [`Error::Routing`] naming operation, row and value.
+    pub fn check_refusal(&self) -> Result<()> {
+        let mut word = [0; size_of::<u64>()];
+        self.device.read(&self.refused, 0, &mut word)?;
+        match refusal::decode(u64::from_le_bytes(word)) {
+            None => Ok(()),
+            Some(error) => {
+                self.device.zero(&self.refused, 0, size_of::<u64>())?;
+                Err(error)
+            }
+        }
+    }
+}
+
+impl<D: Device> Backend for Gpu<D> {
+    type Act = half::bf16;
+    type Buf<T: Element> = GpuBuf<D, T>;
+
+    fn alloc<T: Element>(&self, len: usize) -> Result<GpuBuf<D, T>> {
+        GpuBuf::alloc(&self.device, len)
+    }
+
+    fn write<T: Element>(&self, dst: &mut GpuBuf<D, T>, offset: usize, src: &[T]) -> Result<()> {
+        check_len("write", "dst", offset.saturating_add(src.len()), dst.length())?;
+        match dst.memory() {
+            Some(to) if !src.is_empty() => {
+                self.device.write(to, offset * size_of::<T>(), bytemuck::cast_slice(src))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn read<T: Element>(&self, src: &GpuBuf<D, T>, offset: usize, dst: &mut [T]) -> Result<()> {
+        check_len("read", "src", offset.saturating_add(dst.len()), src.length())?;
+        if let Some(from) = src.memory()
+            && !dst.is_empty()
+        {
+            let to = bytemuck::cast_slice_mut(dst);
+            self.device.read(from, offset * size_of::<T>(), to)?;
+        }
+        self.check_refusal()
+    }
+
+    fn zero<T: Element>(&self, dst: &mut GpuBuf<D, T>, offset: usize, len: usize) -> Result<()> {
+        check_len("zero", "dst", offset.saturating_add(len), dst.length())?;
+        match dst.memory() {
+            Some(to) if len > 0 => {
+                self.device.zero(to, offset * size_of::<T>(), len * size_of::<T>())
+            }
+            _ => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Dense products, which a device takes from its library.
+
+/// `D [m, n] (=|+=) A [m, k] · B [k, n]`: `bf16` operands, sums in `f32`, everything row-major.
+///
+/// On CUDA the order of a sum is the library's; with [`Product::invariant`] it is the same for every row
+/// of every call with the same `n`, `k`, operand kinds, strides and alignments, whatever `m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Product {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// Length of the sums.
+    pub k: usize,
+    /// `A`.
+    pub a: Operand,
+    /// `B`.
+    pub b: Operand,
+    /// `D`.
+    pub out: Output,
+    /// `+=` instead of `=`; the sum is added in `f32` and rounded once.
+    pub accumulate: bool,
+    /// The bits of a result row depend on its row of `A` and on `B` alone.
+    pub invariant: bool,
+}
+
+/// A `bf16` matrix that is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Operand {
+    /// Device address of its first element.
+    pub address: u64,
+    /// Elements from one stored row to the next.
+    pub stride: usize,
+    /// Stored transposed: `A` as `[k, m]`, `B` as `[n, k]`.
+    pub transposed: bool,
+}
+
+/// The matrix that is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Output {
+    /// Device address of its first element.
+    pub address: u64,
+    /// Elements from one row to the next.
+    pub stride: usize,
+    /// Type of its elements.
+    pub element: OutputType,
+}
+
+/// Element of a product's result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum OutputType {
+    /// Rounded to nearest, ties to even.
+    Bf16,
+    /// The sum itself.
+    F32,
+}
+
+impl OutputType {
+    /// Bytes of an element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::Bf16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The device code, embedded: a binary needs no file beside it.
+
+/// One compilation unit.
+#[derive(Debug, Clone, Copy)]
+pub struct Module {
+    /// `norm` of `norm.cu`.
+    pub name: &'static str,
+    /// Its text.
+    pub text: &'static str,
+}
+
+macro_rules! modules {
+    ($($name:literal),* $(,)?) => {
+        /// Every module, `kernels/cu/<name>.cu`.
+        pub const MODULES: &[Module] = &[$(Module {
+            name: $name,
+            text: include_str!(concat!("../../cu/", $name, ".cu")),
+        }),*];
+    };
+}
+
+macro_rules! headers {
+    ($($name:literal),* $(,)?) => {
+        /// Every header as `(name, text)`, by the name after `#include`.
+        pub const HEADERS: &[(&str, &str)] =
+            &[$(($name, include_str!(concat!("../../cu/", $name)))),*];
+    };
+}
+
+modules! {}
+
+headers! {
+    "common.cuh",
+    "ptx.cuh",
+}
+
+/// The module of that name.
+pub fn module(name: &str) -> Option<&'static Module> {
+    MODULES.iter().find(|module| module.name == name)
+}
+
+/// The text of the header of that name.
+pub fn header(name: &str) -> Option<&'static str> {
+    HEADERS.iter().find(|(there, _)| *there == name).map(|(_, text)| *text)
+}
