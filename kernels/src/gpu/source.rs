@@ -32,6 +32,7 @@ modules! {}
 headers! {
     "common.cuh",
     "ptx.cuh",
+    "random.cuh",
 }
 
 /// The module of that name.
