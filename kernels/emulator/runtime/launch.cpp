@@ -1,0 +1,125 @@
+// The C interface of the runtime's library and the loop over blocks. One lock: launches and allocations of all host
+// threads run one after another.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <mutex>
+#include <random>
+
+#include "state.h"
+
+namespace cpu {
+
+size_t dynamic_bytes = 0;
+unsigned char *static_begin = nullptr, *static_end = nullptr;
+uint32_t first_serial = 1;
+
+void* allocate(size_t bytes);
+bool release(void* data);
+
+static std::mutex lock;
+
+// Blocks in row-major order; shuffled unless the seed is 0.
+static std::vector<uint3> draw_blocks(std::mt19937& random, uint32_t seed) {
+  std::vector<uint3> blocks;
+  blocks.reserve(static_cast<size_t>(grid_dim.x) * grid_dim.y * grid_dim.z);
+  for (unsigned z = 0; z < grid_dim.z; z++)
+    for (unsigned y = 0; y < grid_dim.y; y++)
+      for (unsigned x = 0; x < grid_dim.x; x++) blocks.push_back({x, y, z});
+  if (seed != 0) std::shuffle(blocks.begin(), blocks.end(), random);
+  return blocks;
+}
+
+static void run_grid(const Entry& entry, void** arguments, uint32_t seed) {
+  const unsigned threads = block_dim.x * block_dim.y * block_dim.z;
+  make_fibers(threads);
+  std::mt19937 random(seed);
+  const size_t statics = static_cast<size_t>(static_end - static_begin);
+  first_serial = ++block.serial;
+  for (const uint3& index : draw_blocks(random, seed)) {
+    block_index = index;
+    block.serial++;
+    block.epoch++;
+    memset(dynamic_shared, 0xff, dynamic_bytes);
+    memset(static_begin, 0xff, statics);
+    start_shadow_block();
+    if (!run_block(entry, arguments, threads, seed == 0 ? 0 : static_cast<uint32_t>(random()) | 1u)) break;
+  }
+}
+
+}  // namespace cpu
+
+extern "C" {
+
+// As the host describes a launch; `statics` is the module's static shared memory, `arguments` one pointer per argument.
+struct EmulatorLaunch {
+  const cpu::Entry* entry;
+  unsigned char *statics, *statics_end;
+  unsigned grid[3], block[3];
+  size_t shared;
+  void** arguments;
+  uint32_t seed;
+};
+
+// Runs the launch; returns the number of findings and writes their text (findings.cpp), cut to `capacity` with a zero.
+size_t emulator_launch(const EmulatorLaunch* launch, char* text, size_t capacity) {
+  const std::lock_guard<std::mutex> guard(cpu::lock);
+  const size_t bytes = std::max<size_t>(1024, (launch->shared + 1023) / 1024 * 1024);
+  cpu::dynamic_shared = static_cast<unsigned char*>(aligned_alloc(1024, bytes));
+  if (!cpu::dynamic_shared) abort();  // at most 227 KiB, which the host checked
+  cpu::dynamic_bytes = launch->shared;
+  cpu::static_begin = launch->statics;
+  cpu::static_end = launch->statics_end;
+  cpu::grid_dim = dim3(launch->grid[0], launch->grid[1], launch->grid[2]);
+  cpu::block_dim = dim3(launch->block[0], launch->block[1], launch->block[2]);
+  cpu::clear_findings();
+  cpu::run_grid(*launch->entry, launch->arguments, launch->seed);
+  free(cpu::dynamic_shared);
+  cpu::dynamic_shared = nullptr;
+  cpu::dynamic_bytes = 0;
+  const std::string found = cpu::findings_text();
+  const size_t length = capacity == 0 ? 0 : std::min(found.size(), capacity - 1);
+  memcpy(text, found.data(), length);
+  if (capacity != 0) text[length] = 0;
+  return cpu::findings_count();
+}
+
+// Null when there is no memory. The bytes are poisoned and count as never written.
+void* emulator_allocate(size_t bytes) {
+  const std::lock_guard<std::mutex> guard(cpu::lock);
+  return cpu::allocate(bytes);
+}
+
+// 1 if `data` is an allocation, which it then no longer is.
+int emulator_release(void* data) {
+  const std::lock_guard<std::mutex> guard(cpu::lock);
+  return cpu::release(data) ? 1 : 0;
+}
+
+// Copies from the host (or from another allocation) and marks the bytes as written; a null source means zeros.
+void emulator_write(void* destination, const void* source, size_t bytes) {
+  const std::lock_guard<std::mutex> guard(cpu::lock);
+  if (source)
+    memmove(destination, source, bytes);
+  else
+    memset(destination, 0, bytes);
+  if (const cpu::Allocation* allocation = cpu::allocation_of(destination))
+    cpu::mark_written(*allocation, static_cast<size_t>(static_cast<unsigned char*>(destination) - allocation->data), bytes,
+                      true);
+}
+
+// Back to the state of a fresh allocation.
+void emulator_poison(void* destination, size_t bytes) {
+  const std::lock_guard<std::mutex> guard(cpu::lock);
+  memset(destination, 0xff, bytes);
+  if (const cpu::Allocation* allocation = cpu::allocation_of(destination))
+    cpu::mark_written(*allocation, static_cast<size_t>(static_cast<unsigned char*>(destination) - allocation->data), bytes,
+                      false);
+}
+
+void emulator_read(void* host, const void* source, size_t bytes) {
+  const std::lock_guard<std::mutex> guard(cpu::lock);
+  memcpy(host, source, bytes);
+}
+
+}  // extern "C"
