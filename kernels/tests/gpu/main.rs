@@ -20,4 +20,5 @@ mod harness;
 mod norm;
 mod pool;
 mod random;
+mod record;
 mod rope;
