@@ -30,7 +30,10 @@ macro_rules! headers {
 modules! {
     "activation",
     "embedding",
+    "linear",
+    "loss",
     "norm",
+    "optim",
     "pool",
     "random",
     "rope",

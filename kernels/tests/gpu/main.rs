@@ -17,7 +17,10 @@ mod tolerance;
 
 mod activation;
 mod harness;
+mod linear;
+mod loss;
 mod norm;
+mod optim;
 mod pool;
 mod random;
 mod record;
