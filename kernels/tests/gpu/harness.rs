@@ -26,6 +26,11 @@ pub(crate) fn checked() -> &'static Emulated {
     DEVICE.get_or_init(|| open(Mode::Checked, &[]))
 }
 
+/// For a test whose kernels refuse something: on a shared device the next read of any other test would be told.
+pub(crate) fn own() -> Emulated {
+    open(Mode::Fast, &[])
+}
+
 fn open(mode: Mode, faults: &[&str]) -> Emulated {
     let emulator = Emulator::open(mode, faults).unwrap_or_else(|error| panic!("{error}"));
     Gpu::new(emulator).unwrap()
