@@ -17,6 +17,7 @@ use std::sync::Mutex;
 mod buf;
 mod launch;
 mod product;
+pub mod record;
 pub mod refusal;
 pub mod source;
 mod workspace;
