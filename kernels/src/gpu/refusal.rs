@@ -7,14 +7,15 @@
 use crate::error::Error;
 
 /// Operation and what it refuses, by code; code zero is nothing. New entries go to the end of both lists.
-pub const TABLE: [(&str, &str, &str); 8] = [
+pub const TABLE: [(&str, &str, &str); 9] = [
     ("REFUSED_EMBED_ID", "embed", "id"),
     ("REFUSED_EMBED_POSITION", "embed", "position"),
     ("REFUSED_GATHER_ROW", "gather", "index"),
     ("REFUSED_SCATTER_ROW", "scatter", "index"),
     ("REFUSED_LOOKUP_ID", "lookup", "id"),
     ("REFUSED_ROPE_POSITION", "rope", "position"),
-    ("REFUSED_POOL_RANGE", "pool", "end of a range"),
+    ("REFUSED_POOL_RANGE", "pool", "range whose end"),
+    ("REFUSED_POOL_OVERLAP", "pool", "range that overlaps the one before: its start"),
     ("REFUSED_LABEL", "loss", "label"),
 ];
 
@@ -29,7 +30,7 @@ pub fn decode(word: u64) -> Option<Error> {
     let (code, row, value) = (word >> 56, LAST_ROW - (word >> 32 & LAST_ROW), word & 0xffff_ffff);
     let entry = usize::try_from(code).ok().and_then(|code| TABLE.get(code.checked_sub(1)?));
     let (op, of) = entry.map_or(("device", "unknown"), |(_, op, of)| (*op, *of));
-    Some(Error::Routing { op, what: format!("row {row}: {of} {value} is outside the table") })
+    Some(Error::Routing { op, what: format!("row {row}: {of} {value} is out of range") })
 }
 
 #[cfg(test)]
@@ -41,7 +42,7 @@ mod tests {
         assert_eq!(decode(0), None);
         let word = (3u64 << 56) | ((LAST_ROW - 17) << 32) | 99;
         let text = decode(word).map(|e| e.to_string());
-        assert_eq!(text.as_deref(), Some("gather: row 17: index 99 is outside the table"));
+        assert_eq!(text.as_deref(), Some("gather: row 17: index 99 is out of range"));
         assert!(decode(u64::MAX).is_some_and(|e| e.to_string().starts_with("device: row 0")));
     }
 
