@@ -30,6 +30,9 @@ macro_rules! headers {
 modules! {
     "activation",
     "embedding",
+    "lora_expand",
+    "lora_gradient",
+    "lora_shrink",
     "norm",
     "pool",
     "random",
@@ -38,6 +41,7 @@ modules! {
 
 headers! {
     "common.cuh",
+    "lora.cuh",
     "ptx.cuh",
     "random.cuh",
 }
