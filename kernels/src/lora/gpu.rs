@@ -11,13 +11,11 @@ mod plan;
 use super::{Backward, Forward, Lora, Segment, SiteOutput, check_sites, check_tables};
 use crate::backend::{Buffer, Mat, MatMut};
 use crate::error::Result;
-use crate::gpu::{
-    Arg, Device, Gpu, GpuBuf, Launch, MAX_ARGS, blocks, extent, window, window_mut,
-};
+use crate::gpu::{Arg, Device, Gpu, GpuBuf, Launch, MAX_ARGS, blocks, extent, window, window_mut};
 use half::bf16;
 use plan::{
-    CHUNK, EXPAND, Group, INPUT, MAX_RANK, OUT_STRIP, Panels, SHRINK, by_height, per_output,
-    shrink_shared, tile_rows,
+    CHUNK, EXPAND, Group, INPUT, MAX_RANK, Panels, SHRINK, by_height, per_output, shrink_shared,
+    tile_rows,
 };
 
 /// Columns that a block of `lora_da` owns.
@@ -226,10 +224,8 @@ impl<D: Device> Call<'_, D> {
         let pack = &self.pack;
         let slots = self.slots(CHUNK)?;
         let (width, da_at) = group.partials(self.d);
-        let panel: [Arg; 2] = [
-            extent(self.op, "panel", from)?.into(),
-            extent(self.op, "panel", panels.rows)?.into(),
-        ];
+        let panel: [Arg; 2] =
+            [extent(self.op, "panel", from)?.into(), extent(self.op, "panel", panels.rows)?.into()];
         let partials = [g.chunks, Arg::U64(width as u64)];
         let len: Arg = group.len.into();
         let args = self

@@ -17,6 +17,8 @@ mod tolerance;
 
 mod activation;
 mod harness;
+mod lora;
+mod lora_pack;
 mod norm;
 mod pool;
 mod random;

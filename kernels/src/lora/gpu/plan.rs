@@ -14,7 +14,7 @@ pub(super) const MAX_OUTPUTS: usize = 3;
 /// Rows of a chunk of a segment, `CHUNK` of `lora.cuh`.
 pub(super) const CHUNK: usize = 512;
 /// Columns that a block of `lora_output` owns.
-pub(super) const OUT_STRIP: u32 = 256;
+const OUT_STRIP: u32 = 256;
 /// Blocks that keep every multiprocessor of an A100 or H100 busy: two for each.
 const FILL: usize = 256;
 
