@@ -69,8 +69,10 @@ __device__ __forceinline__ int segment_refusal(const Pack& p, const Segment& s) 
 // probes at a time.
 __device__ __forceinline__ int find_segment(const Pack& p, uint32_t slot, uint32_t height) {
   const uint32_t lane = threadIdx.x % WARP;
-  uint32_t low = 0, high = p.num_segments;
-  if (high == 0) return -1;
+  if (p.num_segments == 0) return -1;
+  // row_start / height is between 0 and rows / height.
+  const uint32_t tiles = p.rows / height;
+  uint32_t low = min(slot > tiles ? slot - tiles : 0, p.num_segments - 1), high = min(slot + 1, p.num_segments);
   while (true) {
     const uint32_t step = (high - low + WARP - 1) / WARP, probe = low + lane * step;
     const bool before = probe < high && p.segments[probe].row_start / height + probe <= slot;
