@@ -30,10 +30,13 @@ macro_rules! headers {
 modules! {
     "activation",
     "embedding",
+    "linear",
+    "loss",
     "lora_expand",
     "lora_gradient",
     "lora_shrink",
     "norm",
+    "optim",
     "pool",
     "random",
     "rope",

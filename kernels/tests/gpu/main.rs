@@ -7,7 +7,8 @@
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
-    reason = "a test stops at what it did not expect; its numbers are small"
+    clippy::float_cmp,
+    reason = "a test stops at what it did not expect; its numbers are small and exact"
 )]
 
 #[path = "../naive/mod.rs"]
@@ -16,10 +17,15 @@ mod naive;
 mod tolerance;
 
 mod activation;
+mod embedding;
 mod harness;
+mod linear;
 mod lora;
 mod lora_pack;
+mod loss;
 mod norm;
+mod optim;
 mod pool;
 mod random;
+mod record;
 mod rope;
