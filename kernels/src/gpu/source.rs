@@ -32,6 +32,9 @@ modules! {
     "embedding",
     "linear",
     "loss",
+    "lora_expand",
+    "lora_gradient",
+    "lora_shrink",
     "norm",
     "optim",
     "pool",
@@ -41,6 +44,7 @@ modules! {
 
 headers! {
     "common.cuh",
+    "lora.cuh",
     "ptx.cuh",
     "random.cuh",
 }

@@ -20,6 +20,8 @@ mod activation;
 mod embedding;
 mod harness;
 mod linear;
+mod lora;
+mod lora_pack;
 mod loss;
 mod norm;
 mod optim;
