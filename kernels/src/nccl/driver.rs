@@ -42,6 +42,8 @@ table! { Table of "CUDA driver" in NAMES;
     memcpy_to_device = "cuMemcpyHtoD_v2" (u64, *const c_void, usize) -> c_int;
     memcpy_to_host = "cuMemcpyDtoH_v2" (*mut c_void, u64, usize) -> c_int;
     memset = "cuMemsetD8Async" (u64, u8, usize, Object) -> c_int;
+    module_load_data = "cuModuleLoadData" (*mut Object, *const c_void) -> c_int;
+    module_get_function = "cuModuleGetFunction" (*mut Object, Object, *const c_char) -> c_int;
     launch_kernel = "cuLaunchKernel" (Object, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Object, *mut *mut c_void, *mut *mut c_void) -> c_int;
 }
 
@@ -169,6 +171,25 @@ impl Driver {
         let code = unsafe { (self.table.device_primary_ctx_retain)(&raw mut context, device) };
         self.check("cuDevicePrimaryCtxRetain", code)?;
         Ok(context as u64)
+    }
+
+    /// The address of the function `name` (a `CUfunction`) of the PTX text `ptx`, loaded into `context` for good.
+    ///
+    /// # Errors
+    /// What the driver says: PTX it does not understand, no such function.
+    pub fn function(&self, context: u64, ptx: &CStr, name: &CStr) -> Result<u64> {
+        let t = &self.table;
+        let (mut module, mut function): (Object, Object) =
+            (std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: the context came from the driver; both texts end in 0; each call writes one pointer, which lives.
+        unsafe {
+            self.check("cuCtxSetCurrent", (t.ctx_set_current)(context as Object))?;
+            let code = (t.module_load_data)(&raw mut module, ptx.as_ptr().cast());
+            self.check("cuModuleLoadData", code)?;
+            let code = (t.module_get_function)(&raw mut function, module, name.as_ptr());
+            self.check("cuModuleGetFunction", code)?;
+        }
+        Ok(function as u64)
     }
 
     pub(super) fn check(&self, op: &'static str, code: c_int) -> Result<()> {
