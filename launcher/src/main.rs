@@ -110,5 +110,9 @@ fn alone(
 /// Sizes the thread pool once: what the config says, or this rank's share of the processors.
 fn threads(wanted: usize, env: &Env) -> anyhow::Result<()> {
     let num_threads = if wanted == 0 { env.processors } else { wanted };
-    Ok(rayon::ThreadPoolBuilder::new().num_threads(num_threads).build_global()?)
+    // Were this thread outside of the pool, each op of a step would hand its work over and sleep until it is done.
+    Ok(rayon::ThreadPoolBuilder::new()
+        .num_threads(num_threads)
+        .use_current_thread()
+        .build_global()?)
 }

@@ -4,7 +4,7 @@
 use crate::exit::{Exit, Fails};
 use crate::session::Session;
 use crate::watch::print;
-use kernels::Cpu;
+use kernels::{Cpu, Ops};
 use trainer::comm::Communicator;
 use trainer::config::Recompute;
 use trainer::model::activations::StepSize;
@@ -49,7 +49,7 @@ pub(crate) struct Bounds {
 ///
 /// # Errors
 /// When even the smallest plan does not fit, with the numbers.
-pub(crate) fn choose(net: &Network<Cpu>, bounds: Bounds) -> anyhow::Result<Sizes> {
+pub(crate) fn choose<B: Ops>(net: &Network<B>, bounds: Bounds) -> anyhow::Result<Sizes> {
     let rows = if bounds.pack_rows == 0 { AUTO_PACK_ROWS } else { bounds.pack_rows }
         .max(bounds.chunk_rows);
     let layers = net.spec().layers;

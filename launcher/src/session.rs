@@ -305,13 +305,7 @@ impl Session {
 
     /// What the run is made of, for resume and for the reader of the folder.
     pub(crate) fn manifest(&self, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Manifest> {
-        let environment = BTreeMap::from([
-            ("launcher".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-            ("ranks".to_owned(), comm.size().to_string()),
-            ("threads_per_rank".to_owned(), rayon::current_num_threads().to_string()),
-            ("vector_instructions".to_owned(), kernels::cpu::vector_instructions().to_owned()),
-            ("processors".to_owned(), env.processors.to_string()),
-        ]);
+        let environment = environment(env, comm);
         let config: toml::Table = self.config.to_toml()?.parse()?;
         let mut binding = json!(config);
         remove_placement(&mut binding);
@@ -437,4 +431,15 @@ fn nobody(config: &Config, index: &Index) -> anyhow::Error {
             index.quarantined.len()
         ),
     }
+}
+
+/// Where a run was made, for the reader of its folder.
+pub(crate) fn environment(env: &Env, comm: &dyn Communicator) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("launcher".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("ranks".to_owned(), comm.size().to_string()),
+        ("threads_per_rank".to_owned(), rayon::current_num_threads().to_string()),
+        ("vector_instructions".to_owned(), kernels::cpu::vector_instructions().to_owned()),
+        ("processors".to_owned(), env.processors.to_string()),
+    ])
 }

@@ -194,7 +194,12 @@ fn whole(
     models::budget(session, threads * trainer::stage::whole::WholeTrainer::bytes(&net, rows, 1))?;
     let mut people = people.into_iter();
     let with = (student, session.windows.table(), rows);
-    let mut left = |outcome: Outcome| watch.left(outcome);
+    let mut left = |outcome: Outcome| {
+        let (Outcome::Trained { steps, .. } | Outcome::Quarantined { steps, .. }) = &outcome;
+        let note = format!("people {}/{}", watch.left + 1, watch.people);
+        watch.progress.advance(u64::from(*steps), 0, &note);
+        watch.left(outcome)
+    };
     let of = (tuning, &mut people as &mut dyn Iterator<Item = Person>);
     Ok(trainer::stage::own::run(with, of, threads, &mut left, course.stop)?)
 }

@@ -176,6 +176,10 @@ fn logs_and_their_arms() {
             &["data.validation=0"],
             "`population.early_stop.enabled`: = true, but data.validation = 0 leaves nothing to choose by",
         ),
+        (
+            &["individual.tune=all", "individual.early_stop.enabled=true"],
+            "`individual.early_stop.enabled`: = true, but nothing is held out where individual.tune = \"all\"",
+        ),
     ] {
         let message = set(&sets(more)).unwrap_err();
         assert!(message.ends_with(expected), "{message}");

@@ -172,10 +172,16 @@ fn stages(config: &EventConfig) -> Option<Fault> {
             return fault(&format!("{section}.early_stop.enabled"), reason);
         }
     }
+    let whole = config.individual.tune == Tune::All;
+    if let Some((section, _)) =
+        stages[2..].iter().find(|(_, training)| whole && training.early_stop.enabled)
+    {
+        let reason = "= true, but nothing is held out where individual.tune = \"all\"";
+        return fault(&format!("{section}.early_stop.enabled"), reason);
+    }
     let strange = |target: &&String| !PRODUCTS.contains(&target.as_str());
-    let adapted = config.individual.tune != Tune::All;
     match config.individual.training.targets.iter().find(strange) {
-        Some(target) if adapted => {
+        Some(target) if !whole => {
             let reason = format!("has \"{target}\", but a GPT-2 block has {}", PRODUCTS.join(", "));
             fault("individual.targets", &reason)
         }
