@@ -225,7 +225,7 @@ EXPORT int cuMemsetD8Async(uint64_t to, unsigned char value, size_t bytes, struc
 }
 
 /* The twin of kernels/cu/shards.cu: total = ((p0 + p1) + p2) + ..., after total itself if `add`. */
-#define MAX_PARTS 32
+#define MAX_PARTS 16
 struct sum {
     float *total;
     const float *parts[MAX_PARTS];
@@ -259,10 +259,10 @@ EXPORT int cuLaunchKernel(void *function, unsigned gx, unsigned gy, unsigned gz,
     IN_CONTEXT;
     struct sum *sum = malloc(sizeof *sum);
     memcpy(&sum->total, arguments[0], sizeof sum->total);
-    memcpy(sum->parts, arguments[1], sizeof sum->parts);
-    memcpy(&sum->num_parts, arguments[2], sizeof sum->num_parts);
-    memcpy(&sum->add, arguments[3], sizeof sum->add);
-    memcpy(&sum->n, arguments[4], sizeof sum->n);
+    memcpy(&sum->num_parts, arguments[1], sizeof sum->num_parts);
+    memcpy(&sum->add, arguments[2], sizeof sum->add);
+    memcpy(&sum->n, arguments[3], sizeof sum->n);
+    for (int p = 0; p < MAX_PARTS; p++) memcpy(&sum->parts[p], arguments[4 + p], sizeof sum->parts[p]);
     bool fits = function == &sum_kernel && gy == 1 && gz == 1 && by == 1 && bz == 1 && !shared && !extra && gx > 0 && bx == 256;
     if (!fits || !sum->num_parts || sum->num_parts > MAX_PARTS) {
         free(sum);

@@ -7,12 +7,12 @@ use std::ffi::c_void;
 use std::fmt;
 use std::sync::Arc;
 
-/// The device's kernel behind [`Lane::sum`]: `shards_sum_f32(float* total, Parts parts, unsigned num_parts, unsigned add,
-/// unsigned long long n)`, where `Parts` is a struct of [`SUM_PARTS`] `const float*`; blocks of 256 threads, any grid.
+/// The device's kernel behind [`Lane::sum`], `kernels/cu/shards.cu`: `shards_sum_f32(float* total, unsigned num_parts,
+/// unsigned add, unsigned long long n, const float* p0, …)` with [`SUM_PARTS`] parts; blocks of 256 threads, any grid.
 pub const SUM_KERNEL: &str = "shards_sum_f32";
 
 /// Parts that one launch of [`SUM_KERNEL`] adds.
-pub const SUM_PARTS: usize = 32;
+pub const SUM_PARTS: usize = 16;
 
 /// Threads of a block of [`SUM_KERNEL`], and the most blocks a launch asks for.
 const BLOCK: u32 = 256;
@@ -137,10 +137,6 @@ pub struct CudaLane {
     event: u64,
 }
 
-/// `Parts` of [`SUM_KERNEL`].
-#[repr(C)]
-struct Parts([u64; SUM_PARTS]);
-
 impl CudaLane {
     /// A new stream in the context of `handles`.
     ///
@@ -176,19 +172,19 @@ impl CudaLane {
     }
 
     fn launch_sum(&self, kernel: u64, total: Region, parts: &[u64], add: bool) -> Result<()> {
-        let mut table = Parts([0; SUM_PARTS]);
-        table.0[..parts.len()].copy_from_slice(parts);
+        let mut pointers = [0u64; SUM_PARTS];
+        pointers[..parts.len()].copy_from_slice(parts);
         let (mut address, mut add, mut n) = (total.address, u32::from(add), total.len as u64);
         let mut num_parts = u32::try_from(parts.len()).unwrap_or(u32::MAX);
         let blocks = n.div_ceil(u64::from(BLOCK)).clamp(1, MAX_BLOCKS);
         let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
-        let mut arguments = [
+        let mut arguments = vec![
             (&raw mut address).cast::<c_void>(),
-            (&raw mut table).cast(),
             (&raw mut num_parts).cast(),
             (&raw mut add).cast(),
             (&raw mut n).cast(),
         ];
+        arguments.extend(pointers.iter_mut().map(|pointer| (&raw mut *pointer).cast()));
         let (kernel, stream) = (kernel as Object, self.stream as Object);
         // SAFETY: the kernel is SUM_KERNEL by the contract of `Handles`, whose arguments these are; the driver copies them.
         let code = unsafe {

@@ -5,6 +5,9 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+/// No job may take longer; every wait in it is bounded by a second or two, or by the 30 s of a test of sums.
+const LATEST: Duration = Duration::from_secs(100);
+
 pub(crate) const RANK: &str = "MYRIAD_NCCL_RANK";
 
 #[expect(clippy::disallowed_methods, reason = "how a test tells its ranks from itself")]
@@ -49,6 +52,10 @@ impl Ended {
     }
 }
 
+fn signal_term(process: u32) {
+    Command::new("kill").arg(process.to_string()).status().unwrap();
+}
+
 /// Runs this binary's test `name` on `ranks` ranks with the fault `fault`; stops the test unless all ranks end well.
 #[track_caller]
 pub(crate) fn job(name: &str, ranks: usize, fault: &str) -> Ended {
@@ -73,11 +80,26 @@ pub(crate) fn job(name: &str, ranks: usize, fault: &str) -> Ended {
     command.env("LD_LIBRARY_PATH", path);
     command.env("FAKE_NCCL_LOG", log.path()).env("FAKE_NCCL_FAULT", fault);
     command.args(["--exact", name, "--nocapture", "--test-threads", "1"]).stdin(Stdio::null());
+    let said = log.path().join("said");
+    command.stdout(Stdio::null()).stderr(std::fs::File::create(&said).unwrap());
     let started = Instant::now();
-    let ended = command.output().expect("mpirun (package openmpi-bin) starts");
+    let mut child = command.spawn().expect("mpirun (package openmpi-bin) starts");
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break Some(status);
+        }
+        if started.elapsed() > LATEST {
+            // mpirun takes its ranks with it.
+            signal_term(child.id());
+            child.wait().unwrap();
+            break None;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
     let wall = started.elapsed();
-    let output = String::from_utf8_lossy(&ended.stderr).into_owned();
-    assert!(ended.status.success(), "{ranks} ranks with fault `{fault}` ended badly\n{output}");
+    let output = String::from_utf8_lossy(&std::fs::read(&said).unwrap()).into_owned();
+    let good = status.is_some_and(|status| status.success());
+    assert!(good, "{ranks} ranks with fault `{fault}`: {status:?} after {wall:?}\n{output}");
     let read = |rank: usize| {
         let text = std::fs::read_to_string(log.path().join(rank.to_string())).unwrap_or_default();
         text.lines().map(str::to_owned).collect()

@@ -78,9 +78,9 @@ fn same_bytes_on_every_number_of_ranks() {
             };
             assert_eq!(collectives(&others), collectives(&first), "all ranks call the same");
         }
-        // 8 shards on R ranks: 8/R gathers in one launch.
-        let grouped = ended.count(0, "ncclGroupStart") > 0;
-        assert_eq!(grouped, ranks < 8);
+        // A piece of every shard of a rank goes in one launch.
+        let groups = ended.count(0, "ncclGroupStart");
+        assert!(groups > 0 && groups == ended.count(0, "ncclGroupEnd"));
     }
 }
 
@@ -95,7 +95,7 @@ fn rank_order(comm: &dyn Communicator) -> String {
         sums
     });
     // Two orders of V − 1 additions each differ by at most 2·(V − 1)·2⁻²⁴·Σ|s|, and a little for the sum of magnitudes' own.
-    let bound = |i: usize| 2.0 * 7.0 * f32::EPSILON / 2.0 * magnitudes[i] * 1.001;
+    let bound = |i: usize| 2.0 * 19.0 * f32::EPSILON / 2.0 * magnitudes[i] * 1.001;
     assert!((0..LEN).all(|i| (sum[i] - exact[i]).abs() <= bound(i)));
     sync.close().unwrap();
     let differ = bits(&sum).iter().zip(bits(&exact)).filter(|(a, b)| **a != *b).count();
