@@ -86,7 +86,7 @@ fn dispatch(command: Command, env: &Env, comm: &dyn Communicator) -> anyhow::Res
             run(&args, Until::Evaluate, env, comm)
         }
         Command::Study(args) => study::run(&args, env, comm),
-        Command::Doctor => doctor::run(env, comm),
+        Command::Doctor(args) => doctor::run(&args, env, comm),
         Command::Prepare(args) => alone(comm, || prepare::run(&args)),
         Command::Export(args) => alone(comm, || adapters::export(&args, env)),
         Command::Import(args) => alone(comm, || adapters::import(&args, env)),
