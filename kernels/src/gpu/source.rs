@@ -40,6 +40,7 @@ modules! {
     "pool",
     "random",
     "rope",
+    "shards",
 }
 
 headers! {
