@@ -27,9 +27,14 @@ macro_rules! headers {
     };
 }
 
-modules! {}
+modules! {
+    "attention",
+    "attention_backward",
+}
 
 headers! {
+    "attention.cuh",
+    "attention_tiles.cuh",
     "common.cuh",
     "ptx.cuh",
     "random.cuh",
