@@ -5,21 +5,17 @@ mod bounds;
 mod run;
 
 use crate::attention_case::{self, Case, Group, Output, heads};
+use crate::harness::{Emulated, caught, checked, fast};
 use crate::naive::{Naive, numbers};
 use crate::tolerance::same_bits;
 use bounds::{Off, bounds};
-use emulator::{Emulator, Mode};
+use emulator::Mode;
 use kernels::attention::Sequence;
 use kernels::error::Error;
-use kernels::gpu::Gpu;
 use run::{Layout, PLAIN, forward, rounded, run};
 
 const APART: Layout = Layout { apart: true, odd: false };
 const ODD: Layout = Layout { apart: false, odd: true };
-
-fn open(mode: Mode, faults: &[&str]) -> Gpu<Emulator> {
-    Gpu::new(Emulator::open(mode, faults).unwrap()).unwrap()
-}
 
 /// What is wrong with an output, if something is: an element further from the truth than it may be, or all
 /// together (root mean square) further than twice what independent roundings give.
@@ -46,7 +42,7 @@ fn mistake(case: &Case, ours: &Output) -> Option<String> {
     parts.into_iter().find_map(|(((what, a), (_, b)), c)| wrong(what, a, b, c))
 }
 
-fn judge(gpu: &Gpu<Emulator>, case: Case, layout: Layout, label: &str) {
+fn judge(gpu: &Emulated, case: Case, layout: Layout, label: &str) {
     let case = rounded(case);
     let ours = run(gpu, &case, layout).unwrap();
     if let Some(mistake) = mistake(&case, &ours) {
@@ -100,39 +96,39 @@ const MIXED: &[Group<'_>] =
 
 #[test]
 fn lengths_at_the_edges_of_tiles() {
-    let gpu = open(Mode::Fast, &[]);
+    let gpu = fast();
     for len in [0, 1, 63, 64, 65, 130] {
         let case = Case::new(heads(3, 3, 64), &[(0, &[(len, len)])], false);
-        judge(&gpu, case, PLAIN, &format!("{len}"));
+        judge(gpu, case, PLAIN, &format!("{len}"));
     }
     let nothing = Case::new(heads(2, 1, 16), &[], false);
-    judge(&gpu, nothing, PLAIN, "no rows");
+    judge(gpu, nothing, PLAIN, "no rows");
 }
 
 #[test]
 fn prefixes_grouped_heads_and_every_width() {
-    let gpu = open(Mode::Fast, &[]);
+    let gpu = fast();
     for (h, g, e) in [(3, 1, 16), (2, 2, 64), (3, 1, 80), (2, 1, 96), (3, 1, 128), (6, 2, 32)] {
         for (last, layout) in [(false, PLAIN), (true, APART)] {
-            judge(&gpu, Case::new(heads(h, g, e), MIXED, last), layout, &format!("{h} {g} {e}"));
+            judge(gpu, Case::new(heads(h, g, e), MIXED, last), layout, &format!("{h} {g} {e}"));
         }
     }
     for e in [5, 24, 40] {
-        judge(&gpu, Case::new(heads(3, 1, e), MIXED, false), PLAIN, &format!("width {e}"));
+        judge(gpu, Case::new(heads(3, 1, e), MIXED, false), PLAIN, &format!("width {e}"));
     }
 }
 
 #[test]
 fn windows_without_alignment() {
-    let gpu = open(Mode::Fast, &[]);
+    let gpu = fast();
     for e in [16, 80] {
-        judge(&gpu, Case::new(heads(2, 1, e), MIXED, false), ODD, &format!("odd {e}"));
+        judge(gpu, Case::new(heads(2, 1, e), MIXED, false), ODD, &format!("odd {e}"));
     }
 }
 
 #[test]
 fn queries_that_see_less_than_their_past() {
-    let gpu = open(Mode::Fast, &[]);
+    let gpu = fast();
     let mut case = Case::new(heads(3, 1, 16), &[(40, &[(130, 1), (20, 20)]), (0, &[(80, 1)])], false);
     for s in case.sequences.clone() {
         for i in 0..s.q_len {
@@ -141,31 +137,31 @@ fn queries_that_see_less_than_their_past() {
             case.limits[(s.q_start + i) as usize] = i / 7 * 7 + first;
         }
     }
-    judge(&gpu, case, PLAIN, "limits");
+    judge(gpu, case, PLAIN, "limits");
 }
 
 #[test]
 fn rows_of_no_sequence_become_zero() {
-    let gpu = open(Mode::Fast, &[]);
+    let gpu = fast();
     let groups: &[Group<'_>] =
         &[(0, &[(70, 1)]), (9, &[(30, 1), (66, 1)]), (0, &[(5, 5)]), (0, &[(2, 2)]), (0, &[(129, 1)])];
     for last in [false, true] {
         let case = without(Case::new(heads(2, 1, 16), groups, last), &[0, 2, 4]);
-        judge(&gpu, case, PLAIN, "gaps");
+        judge(gpu, case, PLAIN, "gaps");
         let case = without(Case::new(heads(2, 1, 16), groups, last), &[0, 1, 2, 3, 4]);
-        judge(&gpu, case, APART, "no sequence");
+        judge(gpu, case, APART, "no sequence");
     }
 }
 
 #[test]
 fn decoding_over_a_cache() {
-    let gpu = open(Mode::Fast, &[]);
+    let gpu = fast();
     for (h, g, e) in [(3, 1, 64), (2, 2, 16), (8, 1, 128)] {
         let case = rounded(decoding(h, g, e, &[1, 700, 64, 257, 130]));
         let truth = attention_case::run(&Naive, &case, true);
         let allowed = bounds(&case);
         for layout in [PLAIN, ODD] {
-            let (out, lse) = forward(&gpu, &case, layout).unwrap();
+            let (out, lse) = forward(gpu, &case, layout).unwrap();
             let found = wrong("out", &out, &truth.out, &allowed.out)
                 .or_else(|| wrong("lse", &lse, &truth.lse, &allowed.lse));
             assert_eq!(found, None, "{h} {g} {e} {layout:?}");
@@ -175,21 +171,21 @@ fn decoding_over_a_cache() {
 
 #[test]
 fn the_same_bits_alone_among_others_and_in_any_order() {
-    let gpu = open(Mode::Fast, &[]);
+    let gpu = fast();
     // The long sequence with one query is split over blocks, here and alone.
     let groups: &[Group<'_>] = &[(0, &[(40, 4)]), (33, &[(20, 3), (17, 17), (70, 5)]), (0, &[(400, 1)])];
     for (last, layout) in [(false, PLAIN), (false, APART), (true, ODD)] {
         let case = rounded(Case::new(heads(6, 2, 16), groups, last));
-        let all = run(&gpu, &case, layout).unwrap();
+        let all = run(gpu, &case, layout).unwrap();
         gpu.device().set_order(7);
-        let shuffled = run(&gpu, &case, APART).unwrap();
+        let shuffled = run(gpu, &case, APART).unwrap();
         gpu.device().set_order(0);
         for ((what, a), (_, b)) in all.parts().into_iter().zip(shuffled.parts()) {
             same_bits(what, a, b);
         }
         for group in 0..groups.len() {
             let (alone, q, k) = case.only(group);
-            let alone = run(&gpu, &alone, layout).unwrap();
+            let alone = run(gpu, &alone, layout).unwrap();
             for ((what, a), (_, b)) in all.parts().into_iter().zip(alone.parts()) {
                 let (range, width) = match what {
                     "dk" | "dv" => (&k, case.heads.kv_dim()),
@@ -204,15 +200,15 @@ fn the_same_bits_alone_among_others_and_in_any_order() {
 
 #[test]
 fn the_checker_finds_nothing() {
-    let gpu = open(Mode::Checked, &[]);
+    let gpu = checked();
     gpu.device().set_order(3);
     let small: &[Group<'_>] = &[(0, &[(9, 1)]), (66, &[(20, 3), (70, 2)]), (0, &[(3, 3)])];
     let gaps = without(Case::new(heads(3, 1, 16), small, false), &[0, 2]);
-    judge(&gpu, gaps, PLAIN, "checked, gaps");
-    judge(&gpu, Case::new(heads(2, 1, 64), small, true), ODD, "checked, odd");
-    judge(&gpu, Case::new(heads(1, 1, 80), small, false), APART, "checked, 80");
-    judge(&gpu, Case::new(heads(2, 1, 128), &[(65, &[(3, 1)])], false), PLAIN, "checked, 128");
-    forward(&gpu, &rounded(decoding(2, 1, 16, &[300, 2])), PLAIN).unwrap();
+    judge(gpu, gaps, PLAIN, "checked, gaps");
+    judge(gpu, Case::new(heads(2, 1, 64), small, true), ODD, "checked, odd");
+    judge(gpu, Case::new(heads(1, 1, 80), small, false), APART, "checked, 80");
+    judge(gpu, Case::new(heads(2, 1, 128), &[(65, &[(3, 1)])], false), PLAIN, "checked, 128");
+    forward(gpu, &rounded(decoding(2, 1, 16, &[300, 2])), PLAIN).unwrap();
 }
 
 #[test]
@@ -226,21 +222,19 @@ fn seeded_faults_are_seen() {
         ("ATTENTION_WAIT", Mode::Fast, false),
         ("ATTENTION_BARRIER", Mode::Checked, false),
     ] {
-        let gpu = open(mode, &[fault]);
         let case = rounded(Case::new(heads(2, 1, 16), groups, last));
-        let seen = match run(&gpu, &case, PLAIN) {
-            Ok(ours) => mistake(&case, &ours).is_some(),
-            Err(error) => error.to_string().contains("findings"),
-        };
-        assert!(seen, "{fault} was not seen");
+        caught(mode, fault, |gpu| {
+            let ours = run(gpu, &case, PLAIN).unwrap();
+            assert_eq!(mistake(&case, &ours), None);
+        });
     }
 }
 
 #[test]
 fn heads_that_no_kernel_takes_are_refused() {
-    let gpu = open(Mode::Fast, &[]);
+    let gpu = fast();
     for (h, g, e) in [(1, 1, 129), (129, 1, 1)] {
         let case = rounded(Case::new(heads(h, g, e), &[(0, &[(2, 1)])], false));
-        assert!(matches!(run(&gpu, &case, PLAIN), Err(Error::Shape { .. })), "{h} {g} {e}");
+        assert!(matches!(run(gpu, &case, PLAIN), Err(Error::Shape { .. })), "{h} {g} {e}");
     }
 }
