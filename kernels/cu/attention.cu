@@ -193,12 +193,14 @@ __device__ __forceinline__ void forward_tile(const Forward& a, const int4 entry,
     if (!busy) continue;
     if (i == begin) {
 #pragma unroll
-      for (int step = 0; step < E / 16; step++) left_of<E>(left[step], q_tile, first_row, step);
+      for (int step = 0; step < E / 16; step++)
+        ptx::ldmatrix_x4(left[step], q_tile + Shared<E>::at(first_row + lane % 16, step * 2 + lane / 16));
     }
     float scores[TILE / 8][4];
     clear(scores);
 #pragma unroll
-    for (int step = 0; step < E / 16; step++) product_step<TILE, E>(scores, left[step], k_tiles + stage * SIZE, step);
+    for (int step = 0; step < E / 16; step++)
+      product_step<TILE, E>(scores, left[step], k_tiles + stage * SIZE, right_lane<E>(), step);
     const Keys::Tile t = keys.tile(i, TILE);
     if (t.first + TILE > (t.is_own ? least : keys.prefix_len)) {
       const int bound[2] = {t.is_own ? limits[0] : keys.prefix_len, t.is_own ? limits[1] : keys.prefix_len};

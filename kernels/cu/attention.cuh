@@ -82,14 +82,15 @@ struct Shared {
   __device__ static __forceinline__ int at(int row, int chunk) {
     return (row * CHUNKS + (chunk ^ ((row / (8 / SPREAD)) & (SPREAD - 1)))) * 8;
   }
+  // `at(row + rows, chunk + chunks)` from `at(row, chunk)`, for `chunk` 0 or 1, even `chunks` and `rows` in eights:
+  // one operation with constants, where the products below would compute a whole address for every ldmatrix.
+  __device__ static __forceinline__ int moved(int at, int rows, int chunks) {
+    return (at ^ ((chunks & (SPREAD - 1)) * 8)) + (chunks & ~(SPREAD - 1)) * 8 + rows * E;
+  }
 };
 
-// Begins to copy up to eight elements (`n <= 0`: none) and fills up with zeros.
-__device__ __forceinline__ void load_chunk(bf16* to, const bf16* from, int n, const Window& w) {
-  if (w.vector) {
-    ptx::cp_async16(to, n > 0 ? from : w.p, n > 0);
-    return;
-  }
+// A chunk of up to eight elements (`n <= 0`: none) by elements, filled up with zeros.
+__device__ __forceinline__ void load_elements(bf16* to, const bf16* from, int n) {
   uint32_t pairs[4];
 #pragma unroll
   for (int i = 0; i < 4; i++) {
@@ -99,34 +100,43 @@ __device__ __forceinline__ void load_chunk(bf16* to, const bf16* from, int n, co
   st16(to, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
 }
 
-// Begins to copy the `rows` rows from `first` on into a tile of N; the other rows become zero.
-template <int N, int E>
-__device__ __forceinline__ void load_rows(bf16* tile, const Window& w, int first, int rows) {
+// Begins to copy N rows into a tile: row `i` lies at element `at(i)` of the window, those from `count` on become
+// zero. Rows that allow no 16-byte access take the second loop.
+template <int N, int E, class At>
+__device__ __forceinline__ void load_tile(bf16* tile, const Window& w, int count, At at) {
   constexpr int CHUNKS = Shared<E>::CHUNKS;
+#ifdef FAULT_ATTENTION_RAGGED
+  count = N;
+#endif
+  if (w.vector) {
 #pragma unroll
+    for (int step = 0; step < (N * CHUNKS + THREADS - 1) / THREADS; step++) {
+      const int i = step * THREADS + threadIdx.x, row = i / CHUNKS, chunk = i % CHUNKS;
+      if (N * CHUNKS % THREADS != 0 && i >= N * CHUNKS) break;
+      const bool there = row < count && chunk * 8 < w.width;
+      ptx::cp_async16(tile + Shared<E>::at(row, chunk), there ? w.p + at(row) + chunk * 8 : w.p, there);
+    }
+    return;
+  }
+#pragma unroll 1
   for (int i = threadIdx.x; i < N * CHUNKS; i += THREADS) {
     const int row = i / CHUNKS, chunk = i % CHUNKS;
-#ifdef FAULT_ATTENTION_RAGGED
-    const bool there = true;
-#else
-    const bool there = row < rows;
-#endif
-    const bf16* from = w.p + size_t(first + row) * w.stride + chunk * 8;
-    load_chunk(tile + Shared<E>::at(row, chunk), from, there ? w.width - chunk * 8 : 0, w);
+    const int n = row < count ? w.width - chunk * 8 : 0;
+    load_elements(tile + Shared<E>::at(row, chunk), w.p + at(row) + chunk * 8, n);
   }
 }
 
-// The same for columns.
+// The rows from `first` on.
+template <int N, int E>
+__device__ __forceinline__ void load_rows(bf16* tile, const Window& w, int first, int count) {
+  const Window from = {w.p + size_t(first) * w.stride, w.stride, w.width, w.vector};
+  load_tile<N, E>(tile, from, count, [&](int row) { return size_t(row) * w.stride; });
+}
+
+// Columns.
 template <int N, int E>
 __device__ __forceinline__ void load_columns(bf16* tile, const Window& w, const Columns& columns) {
-  constexpr int CHUNKS = Shared<E>::CHUNKS;
-  [[maybe_unused]] constexpr int UNROLL = E == 128 ? 2 : 8;  // registers are short at 128
-#pragma unroll UNROLL
-  for (int i = threadIdx.x; i < N * CHUNKS; i += THREADS) {
-    const int column = i / CHUNKS, chunk = i % CHUNKS;
-    const bf16* from = w.p + columns.at(w, column) + chunk * 8;
-    load_chunk(tile + Shared<E>::at(column, chunk), from, column < columns.count ? w.width - chunk * 8 : 0, w);
-  }
+  load_tile<N, E>(tile, w, columns.count, [&](int column) { return columns.at(w, column); });
 }
 
 // Copies one chunk of a row out.
@@ -146,8 +156,8 @@ __device__ __forceinline__ void store_rows(const bf16* tile, int width, bool vec
   constexpr int CHUNKS = Shared<E>::CHUNKS;
   const int begin = threadIdx.x / WARP * 16;
 #pragma unroll
-  for (int i = threadIdx.x % WARP; i < 16 * CHUNKS; i += WARP) {
-    const int row = begin + i / CHUNKS, chunk = i % CHUNKS;
+  for (int step = 0; step < 16 * CHUNKS / WARP; step++) {
+    const int i = step * WARP + threadIdx.x % WARP, row = begin + i / CHUNKS, chunk = i % CHUNKS;
     bf16* p = to(row);
     if (p) store_chunk(p + chunk * 8, tile + Shared<E>::at(row, chunk), width - chunk * 8, vector);
   }
@@ -177,35 +187,35 @@ __device__ __forceinline__ void clear(float (&x)[N][4]) {
     for (int j = 0; j < 4; j++) x[i][j] = 0.f;
 }
 
-// Sixteen rows from `row` on and sixteen elements, as left operand.
-template <int E>
-__device__ __forceinline__ void left_of(uint32_t (&a)[4], const bf16* tile, int row, int step) {
-  const int lane = threadIdx.x % WARP;
-  ptx::ldmatrix_x4(a, tile + Shared<E>::at(row + lane % 16, step * 2 + lane / 16));
-}
-
-// sums[16, N] += a[16, 16] · b[N, step's 16 elements]ᵀ.
+// sums[16, N] += a[16, 16] · b[N, step's 16 elements]ᵀ; `right_at` is the lane's place in rows 0-15 of `b`.
 template <int N, int E>
-__device__ __forceinline__ void product_step(float (&sums)[N / 8][4], const uint32_t (&a)[4], const bf16* b, int step) {
-  const int lane = threadIdx.x % WARP;
+__device__ __forceinline__ void product_step(float (&sums)[N / 8][4], const uint32_t (&a)[4], const bf16* b,
+                                             int right_at, int step) {
 #pragma unroll
   for (int j = 0; j < N / 16; j++) {
     uint32_t right[4];
-    ptx::ldmatrix_x4(right, b + Shared<E>::at(j * 16 + lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2));
+    ptx::ldmatrix_x4(right, b + Shared<E>::moved(right_at, j * 16, step * 2));
     ptx::mma_bf16_16816(sums[2 * j], a, right[0], right[1]);
     ptx::mma_bf16_16816(sums[2 * j + 1], a, right[2], right[3]);
   }
 }
 
+template <int E>
+__device__ __forceinline__ int right_lane() {
+  const int lane = threadIdx.x % WARP;
+  return Shared<E>::at(lane % 8 + lane / 16 * 8, lane / 8 % 2);
+}
+
 // sums[16, N] = a[rows row..row+16, E] · b[N, E]ᵀ: one warp.
 template <int N, int E>
 __device__ __forceinline__ void product_rows(float (&sums)[N / 8][4], const bf16* a, int row, const bf16* b) {
+  const int lane = threadIdx.x % WARP, left_at = Shared<E>::at(row + lane % 16, lane / 16);
   clear(sums);
 #pragma unroll
   for (int step = 0; step < E / 16; step++) {
     uint32_t left[4];
-    left_of<E>(left, a, row, step);
-    product_step<N, E>(sums, left, b, step);
+    ptx::ldmatrix_x4(left, a + Shared<E>::moved(left_at, 0, step * 2));
+    product_step<N, E>(sums, left, b, right_lane<E>(), step);
   }
 }
 
@@ -213,7 +223,7 @@ __device__ __forceinline__ void product_rows(float (&sums)[N / 8][4], const bf16
 // they need of a left operand.
 template <int N, int E>
 __device__ __forceinline__ void product_columns(float (&sums)[E / 8][4], const float (&x)[N / 8][4], const bf16* b) {
-  const int lane = threadIdx.x % WARP;
+  const int lane = threadIdx.x % WARP, right_at = Shared<E>::at(lane % 16, lane / 16);
 #pragma unroll
   for (int step = 0; step < N / 16; step++) {
     const uint32_t left[4] = {
@@ -222,7 +232,7 @@ __device__ __forceinline__ void product_columns(float (&sums)[E / 8][4], const f
 #pragma unroll
     for (int j = 0; j < E / 16; j++) {
       uint32_t right[4];
-      ptx::ldmatrix_x4_trans(right, b + Shared<E>::at(step * 16 + lane % 16, j * 2 + lane / 16));
+      ptx::ldmatrix_x4_trans(right, b + Shared<E>::moved(right_at, step * 16, j * 2));
       ptx::mma_bf16_16816(sums[2 * j], left, right[0], right[1]);
       ptx::mma_bf16_16816(sums[2 * j + 1], left, right[2], right[3]);
     }

@@ -101,14 +101,19 @@ __device__ __forceinline__ void dq_tile(const Backward& a, bf16* dq, unsigned dq
     product_rows<N, E>(dp, dout_tile, first_row, v_tiles + stage * SIZE);
     const Keys::Tile t = keys.tile(i, N);
     const int bound[2] = {t.is_own ? limits[0] : keys.prefix_len, t.is_own ? limits[1] : keys.prefix_len};
-    const bool hidden = t.first + N > (t.is_own ? least : keys.prefix_len);
 #pragma unroll
     for (int j = 0; j < N / 8; j++)
 #pragma unroll
-      for (int c = 0; c < 4; c++) {
-        const float x = ptx::ex2(p[j][c] * (a.scale * LOG2_E) - numbers[c / 2].x) * (dp[j][c] - numbers[c / 2].y);
-        dp[j][c] = hidden && t.first + j * 8 + lane % 4 * 2 + c % 2 >= bound[c / 2] ? 0.f : x;
-      }
+      for (int c = 0; c < 4; c++)
+        dp[j][c] = ptx::ex2(p[j][c] * (a.scale * LOG2_E) - numbers[c / 2].x) * (dp[j][c] - numbers[c / 2].y);
+    if (t.first + N > (t.is_own ? least : keys.prefix_len)) {
+      const int at = t.first + lane % 4 * 2;
+#pragma unroll
+      for (int j = 0; j < N / 8; j++)
+#pragma unroll
+        for (int c = 0; c < 4; c++)
+          if (at + j * 8 + c % 2 >= bound[c / 2]) dp[j][c] = 0.f;
+    }
     product_columns<N, E>(sums, dp, k_tiles + stage * SIZE);
   }
   ptx::cp_async_wait<0>();
@@ -204,9 +209,14 @@ struct Viewers {
 // What columns bring besides their rows of Q and dO, in shared memory.
 template <int N>
 struct Numbers {
-  float2 pair[N];  // as Backward::numbers
-  int bound[N];    // keys that the column sees, of the prefix or of the own keys
+  float lse[N], delta[N];  // as Backward::numbers, apart: a lane holds only those that it needs next
+  int bound[N];            // keys that the column sees, of the prefix or of the own keys
 };
+
+// The numbers of an even column and the next.
+__device__ __forceinline__ float2 two(const float* x, int column) {
+  return *reinterpret_cast<const float2*>(x + column);
+}
 
 // Begins to copy a tile of columns. Missing columns become zero, and with dO and Q so does what they add.
 template <int E, int N>
@@ -219,7 +229,9 @@ __device__ __forceinline__ void load_viewers(const Backward& a, const Viewers& a
   if (column >= N) return;
   const bool there = column < columns.count;
   const size_t row = there ? columns.row_of(column) : 0, of_row = there ? head + columns.head_of(column) : 0;
-  ptx::cp_async8(&numbers.pair[column], a.numbers + row * a.heads + of_row, there);
+  const float2* pair = a.numbers + row * a.heads + of_row;
+  ptx::cp_async4(&numbers.lse[column], &pair->x, there);
+  ptx::cp_async4(&numbers.delta[column], &pair->y, there);
   if (at.is_own) ptx::cp_async4(&numbers.bound[column], a.limits + row, there);
   else numbers.bound[column] = int(at.s.p_len);
 }
@@ -232,21 +244,30 @@ __device__ __forceinline__ void add_viewers(const Backward& a, float (&dk)[E / 8
   const int lane = threadIdx.x % WARP, first_key = threadIdx.x / WARP * 16;
   float p[N / 8][4], dp[N / 8][4];
   product_rows<N, E>(p, k_tile, first_key, q_tile);
-  const bool hidden = offset < 0 || offset + TILE > numbers.bound[0];
 #pragma unroll
-  for (int j = 0; j < N / 8; j++)
+  for (int j = 0; j < N / 8; j++) {
+    const float2 lse = two(numbers.lse, j * 8 + lane % 4 * 2);
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int column = j * 8 + lane % 4 * 2 + i % 2, key = offset + first_key + lane / 4 + i / 2 * 8;
-      const float x = ptx::ex2(p[j][i] * (a.scale * LOG2_E) - numbers.pair[column].x);
-      p[j][i] = hidden && (key < 0 || key >= numbers.bound[column]) ? 0.f : x;
+    for (int i = 0; i < 4; i++) p[j][i] = ptx::ex2(p[j][i] * (a.scale * LOG2_E) - (i % 2 ? lse.y : lse.x));
+  }
+  if (offset < 0 || offset + TILE > numbers.bound[0]) {
+    const int first = offset + first_key + lane / 4;
+#pragma unroll
+    for (int j = 0; j < N / 8; j++) {
+      const int2 bounds = *reinterpret_cast<const int2*>(numbers.bound + j * 8 + lane % 4 * 2);
+#pragma unroll
+      for (int i = 0; i < 4; i++)  // unsigned: a key before the prefix is far beyond it
+        if (unsigned(first + i / 2 * 8) >= unsigned(i % 2 ? bounds.y : bounds.x)) p[j][i] = 0.f;
     }
+  }
   product_columns<N, E>(dv, p, dout_tile);
   product_rows<N, E>(dp, v_tile, first_key, dout_tile);
 #pragma unroll
-  for (int j = 0; j < N / 8; j++)
+  for (int j = 0; j < N / 8; j++) {
+    const float2 delta = two(numbers.delta, j * 8 + lane % 4 * 2);
 #pragma unroll
-    for (int i = 0; i < 4; i++) p[j][i] *= dp[j][i] - numbers.pair[j * 8 + lane % 4 * 2 + i % 2].y;
+    for (int i = 0; i < 4; i++) p[j][i] *= dp[j][i] - (i % 2 ? delta.y : delta.x);
+  }
   product_columns<N, E>(dk, p, q_tile);
 }
 
@@ -359,7 +380,7 @@ ATTENTION_BACKWARD(16, 64, 64, 4)
 #ifndef ATTENTION_FAULTY
 ATTENTION_BACKWARD(32, 64, 64, 3)
 ATTENTION_BACKWARD(64, 64, 64, 2)
-ATTENTION_BACKWARD(80, 64, 64, 2)
+ATTENTION_BACKWARD(80, 64, 32, 2)
 ATTENTION_BACKWARD(96, 64, 32, 2)
 ATTENTION_BACKWARD(128, 32, 32, 2)
 #endif

@@ -58,7 +58,7 @@ const KERNELS: [Kernels; 6] = kernels! {
     16: 64, 64;
     32: 64, 64;
     64: 64, 64;
-    80: 64, 64;
+    80: 64, 32;
     96: 64, 32;
     128: 32, 32;
 };
@@ -170,12 +170,7 @@ impl<D: Device> Attention for Gpu<D> {
         ])?;
         let mut plan = [Arg::Pointer(0); 9];
         plan[..5].copy_from_slice(&routing_args(&routing, &n));
-        plan[5..].copy_from_slice(&[
-            n.q_rows.into(),
-            n.per.into(),
-            scratch.arg(0),
-            scratch.arg(1),
-        ]);
+        plan[5..].copy_from_slice(&[n.q_rows.into(), n.per.into(), scratch.arg(0), scratch.arg(1)]);
         self.launch(Launch {
             module: "attention",
             kernel: "attention_plan",
@@ -186,7 +181,12 @@ impl<D: Device> Attention for Gpu<D> {
         })?;
         // In the decode form every query may be split; elsewhere few are, and blocks take what more there is.
         let more = if may_split && n.q_rows <= n.sequences { n.split_tiles() } else { 0 };
-        forward_tiles(self, &args, (&n, n.query_tiles() + more), [1, 2, 3].map(|i| scratch.arg(i)))?;
+        forward_tiles(
+            self,
+            &args,
+            (&n, n.query_tiles() + more),
+            [1, 2, 3].map(|i| scratch.arg(i)),
+        )?;
         if may_split { combine(self, &args, &n, [2, 3].map(|i| scratch.arg(i))) } else { Ok(()) }
     }
 

@@ -26,7 +26,9 @@ fn wrong(what: &str, ours: &[f32], truth: &[f32], allowed: &[Off]) -> Option<Str
         let off = (f64::from(*got) - f64::from(*want)).abs();
         let exact = f64::from(want.abs()) * f64::from(f32::EPSILON);
         if off.is_nan() || off > bound.most + exact {
-            return Some(format!("{what}[{i}]: {got} for {want}: off by {off:e}, allowed {bound:?}"));
+            return Some(format!(
+                "{what}[{i}]: {got} for {want}: off by {off:e}, allowed {bound:?}"
+            ));
         }
         square += off.powi(2);
         variance += bound.variance + exact.powi(2);
@@ -91,8 +93,13 @@ fn decoding(h: usize, g: usize, e: usize, keys: &[u32]) -> Case {
 }
 
 /// Prefixes with no, one, two and three sequences, short and long, beside sequences without.
-const MIXED: &[Group<'_>] =
-    &[(70, &[]), (0, &[(1, 1)]), (5, &[(63, 3)]), (64, &[(1, 1), (65, 5)]), (66, &[(20, 3), (0, 0), (9, 9)])];
+const MIXED: &[Group<'_>] = &[
+    (70, &[]),
+    (0, &[(1, 1)]),
+    (5, &[(63, 3)]),
+    (64, &[(1, 1), (65, 5)]),
+    (66, &[(20, 3), (0, 0), (9, 9)]),
+];
 
 #[test]
 fn lengths_at_the_edges_of_tiles() {
@@ -129,7 +136,8 @@ fn windows_without_alignment() {
 #[test]
 fn queries_that_see_less_than_their_past() {
     let gpu = fast();
-    let mut case = Case::new(heads(3, 1, 16), &[(40, &[(130, 1), (20, 20)]), (0, &[(80, 1)])], false);
+    let mut case =
+        Case::new(heads(3, 1, 16), &[(40, &[(130, 1), (20, 20)]), (0, &[(80, 1)])], false);
     for s in case.sequences.clone() {
         for i in 0..s.q_len {
             // Blocks of seven queries see as much as their first; with a prefix the first block sees only that.
@@ -141,10 +149,27 @@ fn queries_that_see_less_than_their_past() {
 }
 
 #[test]
+fn more_sequences_than_a_block_has_threads() {
+    let many: Vec<(u32, u32)> = (0..75).map(|i| (i * 7 % 4, i * 5 % 3 % (i * 7 % 4 + 1))).collect();
+    let groups: Vec<Group<'_>> =
+        (0..4).map(|i| (if i == 2 { 0 } else { 3 }, many.as_slice())).collect();
+    for last in [false, true] {
+        let case = Case::new(heads(1, 1, 16), &groups, last);
+        assert!(case.sequences.len() > 256, "one block's threads");
+        judge(fast(), case, APART, "many");
+    }
+}
+
+#[test]
 fn rows_of_no_sequence_become_zero() {
     let gpu = fast();
-    let groups: &[Group<'_>] =
-        &[(0, &[(70, 1)]), (9, &[(30, 1), (66, 1)]), (0, &[(5, 5)]), (0, &[(2, 2)]), (0, &[(129, 1)])];
+    let groups: &[Group<'_>] = &[
+        (0, &[(70, 1)]),
+        (9, &[(30, 1), (66, 1)]),
+        (0, &[(5, 5)]),
+        (0, &[(2, 2)]),
+        (0, &[(129, 1)]),
+    ];
     for last in [false, true] {
         let case = without(Case::new(heads(2, 1, 16), groups, last), &[0, 2, 4]);
         judge(gpu, case, PLAIN, "gaps");
@@ -173,7 +198,8 @@ fn decoding_over_a_cache() {
 fn the_same_bits_alone_among_others_and_in_any_order() {
     let gpu = fast();
     // The long sequence with one query is split over blocks, here and alone.
-    let groups: &[Group<'_>] = &[(0, &[(40, 4)]), (33, &[(20, 3), (17, 17), (70, 5)]), (0, &[(400, 1)])];
+    let groups: &[Group<'_>] =
+        &[(0, &[(40, 4)]), (33, &[(20, 3), (17, 17), (70, 5)]), (0, &[(400, 1)])];
     for (last, layout) in [(false, PLAIN), (false, APART), (true, ODD)] {
         let case = rounded(Case::new(heads(6, 2, 16), groups, last));
         let all = run(gpu, &case, layout).unwrap();

@@ -10,6 +10,7 @@
     reason = "a test stops at what it did not expect; its numbers are small"
 )]
 
+#[allow(dead_code, reason = "of the CPU's tests")]
 #[path = "../attention_case/mod.rs"]
 mod attention_case;
 #[path = "../naive/mod.rs"]

@@ -12,9 +12,9 @@ const ROUNDING: f64 = 1.0 / 256.0;
 
 /// How far off one element may be: at most, and by the variance of independent roundings.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Off {
-    pub most: f64,
-    pub variance: f64,
+pub(super) struct Off {
+    pub(super) most: f64,
+    pub(super) variance: f64,
 }
 
 /// The variance of a rounding to `bf16`: an error of `ROUNDING · |x|` at most, all alike.
@@ -38,12 +38,12 @@ impl Off {
 }
 
 /// Of each element of the outputs.
-pub struct Bounds {
-    pub out: Vec<Off>,
-    pub lse: Vec<Off>,
-    pub dq: Vec<Off>,
-    pub dk: Vec<Off>,
-    pub dv: Vec<Off>,
+pub(super) struct Bounds {
+    pub(super) out: Vec<Off>,
+    pub(super) lse: Vec<Off>,
+    pub(super) dq: Vec<Off>,
+    pub(super) dk: Vec<Off>,
+    pub(super) dv: Vec<Off>,
 }
 
 /// One query and head against its keys, in `f64`.
@@ -96,13 +96,12 @@ impl<'a> Row<'a> {
 }
 
 /// The bounds of a case whose inputs are `bf16`.
-pub fn bounds(case: &Case) -> Bounds {
+pub(super) fn bounds(case: &Case) -> Bounds {
     let (h, e) = (case.heads.heads, case.heads.head_dim);
     let (per, kd) = (h / case.heads.kv_heads, case.heads.kv_dim());
     let none = |len| vec![Off::default(); len];
     let (q, k) = (case.q.len(), case.k.len());
-    let mut b =
-        Bounds { out: none(q), lse: none(q / e), dq: none(q), dk: none(k), dv: none(k) };
+    let mut b = Bounds { out: none(q), lse: none(q / e), dq: none(q), dk: none(k), dv: none(k) };
     let (mut dk, mut dv) = (vec![0.0; case.k.len()], vec![0.0; case.k.len()]);
     for s in &case.sequences {
         for row in s.q_start as usize..(s.q_start + s.q_len) as usize {
@@ -111,7 +110,14 @@ pub fn bounds(case: &Case) -> Bounds {
                 let own = s.k_start..s.k_start + case.limits[row];
                 let keys = prefix.chain(own).map(|k| k as usize * kd + head / per * e).collect();
                 let at = (row * h + head) * e;
-                add_row(case, &Row::new(case, at, keys), (at, row * h + head), &mut b, &mut dk, &mut dv);
+                add_row(
+                    case,
+                    &Row::new(case, at, keys),
+                    (at, row * h + head),
+                    &mut b,
+                    &mut dk,
+                    &mut dv,
+                );
             }
         }
     }
@@ -166,7 +172,8 @@ fn add_row(
             let dv_part = p * f64::from(r.dout[c]);
             dv[key + c] += dv_part;
             let fine = (eta + queries) * dv_part;
-            b.dv[key + c].add(ROUNDING * dv_part.abs() + fine.abs(), variance(dv_part) + fine.powi(2));
+            b.dv[key + c]
+                .add(ROUNDING * dv_part.abs() + fine.abs(), variance(dv_part) + fine.powi(2));
         }
     }
     for (c, (value, mut off, of_delta)) in dq.into_iter().enumerate() {

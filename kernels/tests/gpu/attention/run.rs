@@ -6,26 +6,24 @@
 use crate::attention_case::{Case, Output};
 use crate::naive::{download, upload};
 use half::bf16;
-use kernels::attention::{
-    Attention, Backward, Forward, Grads, QueryGrads, Routing, Sequence,
-};
+use kernels::attention::{Attention, Backward, Forward, Grads, QueryGrads, Routing, Sequence};
 use kernels::backend::{Mat, MatMut};
 use kernels::error::Result;
 use kernels::gpu::{Device, Gpu, GpuBuf};
 
 /// Where windows lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Layout {
+pub(super) struct Layout {
     /// `dQ` in a buffer of its own although queries are keys.
-    pub apart: bool,
+    pub(super) apart: bool,
     /// Starts and strides that allow no 16-byte access.
-    pub odd: bool,
+    pub(super) odd: bool,
 }
 
-pub const PLAIN: Layout = Layout { apart: false, odd: false };
+pub(super) const PLAIN: Layout = Layout { apart: false, odd: false };
 
 /// A case's numbers, rounded as a device takes them.
-pub fn rounded(mut case: Case) -> Case {
+pub(super) fn rounded(mut case: Case) -> Case {
     for x in [&mut case.q, &mut case.k, &mut case.v, &mut case.dout].into_iter().flatten() {
         *x = bf16::from_f32(*x).to_f32();
     }
@@ -158,7 +156,11 @@ impl<'a, D: Device> Loaded<'a, D> {
 }
 
 /// The forward alone: `O` and the log-sum-exp.
-pub fn forward<D: Device>(gpu: &Gpu<D>, case: &Case, layout: Layout) -> Result<(Vec<f32>, Vec<f32>)> {
+pub(super) fn forward<D: Device>(
+    gpu: &Gpu<D>,
+    case: &Case,
+    layout: Layout,
+) -> Result<(Vec<f32>, Vec<f32>)> {
     let (out, place, lse) = Loaded::new(gpu, case, layout).forward()?;
     let mut host = download(gpu, &out);
     let values = place.take(&mut host, case.rows().0);
@@ -167,7 +169,7 @@ pub fn forward<D: Device>(gpu: &Gpu<D>, case: &Case, layout: Layout) -> Result<(
 }
 
 /// Both directions.
-pub fn run<D: Device>(gpu: &Gpu<D>, case: &Case, layout: Layout) -> Result<Output> {
+pub(super) fn run<D: Device>(gpu: &Gpu<D>, case: &Case, layout: Layout) -> Result<Output> {
     let loaded = Loaded::new(gpu, case, layout);
     let (out, out_place, lse) = loaded.forward()?;
     let (qd, kd, (q_rows, k_rows)) = (case.heads.q_dim(), case.heads.kv_dim(), case.rows());
@@ -179,8 +181,7 @@ pub fn run<D: Device>(gpu: &Gpu<D>, case: &Case, layout: Layout) -> Result<Outpu
     // Beside: dV, dQ, dK. Apart: dK, dV.
     let total = 2 * kd + if beside { qd } else { 0 };
     let at = |column, width| Place::new(layout, (column, width, total));
-    let (dk, dv) =
-        if beside { (at(kd + qd, kd), at(0, kd)) } else { (at(0, kd), at(kd, kd)) };
+    let (dk, dv) = if beside { (at(kd + qd, kd), at(0, kd)) } else { (at(0, kd), at(kd, kd)) };
     let dq = if beside { at(kd, qd) } else { Place::new(layout, (0, qd, qd)) };
     let mut rows = upload(gpu, &nan(dk.len(k_rows).max(dv.len(k_rows))));
     let mut apart = upload(gpu, &nan(dq.len(q_rows)));
