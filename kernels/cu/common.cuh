@@ -14,6 +14,7 @@ enum Refusal {
   REFUSED_POOL_RANGE,
   REFUSED_POOL_OVERLAP,
   REFUSED_LABEL,
+  REFUSED_UPDATE,
 };
 
 constexpr int WARP = 32;

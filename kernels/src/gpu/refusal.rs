@@ -7,7 +7,7 @@
 use crate::error::Error;
 
 /// Operation and what it refuses, by code; code zero is nothing. New entries go to the end of both lists.
-pub const TABLE: [(&str, &str, &str); 9] = [
+pub const TABLE: [(&str, &str, &str); 10] = [
     ("REFUSED_EMBED_ID", "embed", "id"),
     ("REFUSED_EMBED_POSITION", "embed", "position"),
     ("REFUSED_GATHER_ROW", "gather", "index"),
@@ -16,7 +16,8 @@ pub const TABLE: [(&str, &str, &str); 9] = [
     ("REFUSED_ROPE_POSITION", "rope", "position"),
     ("REFUSED_POOL_RANGE", "pool", "range whose end"),
     ("REFUSED_POOL_OVERLAP", "pool", "range that overlaps the one before: its start"),
-    ("REFUSED_LABEL", "loss", "label"),
+    ("REFUSED_LABEL", "head_loss", "target"),
+    ("REFUSED_UPDATE", "adamw", "update at offset"),
 ];
 
 /// Rows are told up to this one.
