@@ -74,6 +74,13 @@ fn nan(len: usize) -> Vec<bf16> {
     vec![bf16::NAN; len]
 }
 
+/// What the forward leaves on the device.
+struct Attended<D: Device> {
+    out: GpuBuf<D, bf16>,
+    place: Place,
+    lse: GpuBuf<D, f32>,
+}
+
 /// What is on the device for both directions.
 struct Loaded<'a, D: Device> {
     gpu: &'a Gpu<D>,
@@ -133,8 +140,7 @@ impl<'a, D: Device> Loaded<'a, D> {
         Mat { buf: &self.inputs[buffer], start: place.start, stride: place.stride }
     }
 
-    /// `O` as it lies on the device, and the log-sum-exp.
-    fn forward(&self) -> Result<(GpuBuf<D, bf16>, Place, GpuBuf<D, f32>)> {
+    fn forward(&self) -> Result<Attended<D>> {
         let (q_rows, k_rows) = self.case.rows();
         let qd = self.case.heads.q_dim();
         let place = Place::new(self.layout, (0, qd, qd));
@@ -151,7 +157,7 @@ impl<'a, D: Device> Loaded<'a, D> {
             q_rows,
             k_rows,
         })?;
-        Ok((out, place, lse))
+        Ok(Attended { out, place, lse })
     }
 }
 
@@ -161,7 +167,7 @@ pub(super) fn forward<D: Device>(
     case: &Case,
     layout: Layout,
 ) -> Result<(Vec<f32>, Vec<f32>)> {
-    let (out, place, lse) = Loaded::new(gpu, case, layout).forward()?;
+    let Attended { out, place, lse } = Loaded::new(gpu, case, layout).forward()?;
     let mut host = download(gpu, &out);
     let values = place.take(&mut host, case.rows().0);
     assert!(host.iter().all(|x| x.is_nan()), "written beside the output");
@@ -171,7 +177,7 @@ pub(super) fn forward<D: Device>(
 /// Both directions.
 pub(super) fn run<D: Device>(gpu: &Gpu<D>, case: &Case, layout: Layout) -> Result<Output> {
     let loaded = Loaded::new(gpu, case, layout);
-    let (out, out_place, lse) = loaded.forward()?;
+    let Attended { out, place: out_place, lse } = loaded.forward()?;
     let (qd, kd, (q_rows, k_rows)) = (case.heads.q_dim(), case.heads.kv_dim(), case.rows());
     let dout_place = Place::new(layout, (0, qd, qd));
     let mut dout = nan(dout_place.len(q_rows));
