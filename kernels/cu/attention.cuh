@@ -30,7 +30,7 @@ struct Sequence {
 // One head of rows in global memory: row `i` begins at `p + i * stride`.
 struct Window {
   const bf16* p;
-  size_t stride;
+  unsigned stride;
   int width;
   bool vector;  // every row allows 16-byte accesses
 };
@@ -67,7 +67,7 @@ struct Columns {
   __device__ __forceinline__ int head_of(int column) const { return head + column - rows_on(column) * per; }
   // Element of the window whose head 0 is the first of this key/value head.
   __device__ __forceinline__ size_t at(const Window& w, int column) const {
-    return size_t(row_of(column)) * w.stride + size_t(head_of(column)) * w.width;
+    return size_t(unsigned(row_of(column))) * w.stride + unsigned(head_of(column) * w.width);
   }
 };
 
@@ -100,7 +100,7 @@ __device__ __forceinline__ void load_elements(bf16* to, const bf16* from, int n)
   st16(to, make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]));
 }
 
-// Begins to copy N rows into a tile: row `i` lies at element `at(i)` of the window, those from `count` on become
+// Begins to copy N rows into a tile: row `i` lies at element `at(i)` of the window, those from `count > 0` on become
 // zero. Rows that allow no 16-byte access take the second loop.
 template <int N, int E, class At>
 __device__ __forceinline__ void load_tile(bf16* tile, const Window& w, int count, At at) {
@@ -114,7 +114,8 @@ __device__ __forceinline__ void load_tile(bf16* tile, const Window& w, int count
       const int i = step * THREADS + threadIdx.x, row = i / CHUNKS, chunk = i % CHUNKS;
       if (N * CHUNKS % THREADS != 0 && i >= N * CHUNKS) break;
       const bool there = row < count && chunk * 8 < w.width;
-      ptx::cp_async16(tile + Shared<E>::at(row, chunk), there ? w.p + at(row) + chunk * 8 : w.p, there);
+      // A copy that reads nothing still names a valid address: that of row 0, which is always there.
+      ptx::cp_async16(tile + Shared<E>::at(row, chunk), w.p + at(there ? row : 0) + (there ? chunk * 8 : 0), there);
     }
     return;
   }
@@ -130,7 +131,7 @@ __device__ __forceinline__ void load_tile(bf16* tile, const Window& w, int count
 template <int N, int E>
 __device__ __forceinline__ void load_rows(bf16* tile, const Window& w, int first, int count) {
   const Window from = {w.p + size_t(first) * w.stride, w.stride, w.width, w.vector};
-  load_tile<N, E>(tile, from, count, [&](int row) { return size_t(row) * w.stride; });
+  load_tile<N, E>(tile, from, count, [&](int row) { return size_t(unsigned(row)) * w.stride; });
 }
 
 // Columns.
