@@ -29,6 +29,8 @@ macro_rules! headers {
 
 modules! {
     "activation",
+    "attention",
+    "attention_backward",
     "embedding",
     "linear",
     "loss",
@@ -44,6 +46,8 @@ modules! {
 }
 
 headers! {
+    "attention.cuh",
+    "attention_tiles.cuh",
     "common.cuh",
     "lora.cuh",
     "ptx.cuh",

@@ -11,12 +11,16 @@
     reason = "a test stops at what it did not expect; its numbers are small and exact"
 )]
 
+#[allow(dead_code, reason = "of the CPU's tests")]
+#[path = "../attention_case/mod.rs"]
+mod attention_case;
 #[path = "../naive/mod.rs"]
 mod naive;
 #[path = "../tolerance/mod.rs"]
 mod tolerance;
 
 mod activation;
+mod attention;
 mod embedding;
 mod harness;
 mod linear;
