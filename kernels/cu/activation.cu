@@ -17,7 +17,7 @@ __device__ __forceinline__ float gelu_argument(float u) { return u * (1.f + CUBI
 // The row and first column of this thread; false beyond the end.
 __device__ __forceinline__ bool place(int rows, int dim, int& row, int& c) {
   row = blockIdx.x;
-  c = (blockIdx.y * THREADS + threadIdx.x) * 8;
+  c = (blockIdx.y * blockDim.x + threadIdx.x) * 8;
   return row < rows && c < dim;
 }
 

@@ -5,7 +5,7 @@
 constexpr int THREADS = 128;
 constexpr int COLUMNS = WARP * 8;  // columns of a warp of the table's gradient
 
-__device__ __forceinline__ int first_column() { return (blockIdx.y * THREADS + threadIdx.x) * 8; }
+__device__ __forceinline__ int first_column() { return (blockIdx.y * blockDim.x + threadIdx.x) * 8; }
 
 // `to[c..] (=|+=) from[c..]`; `n` columns are left.
 template <bool ADD, class T>

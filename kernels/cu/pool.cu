@@ -13,7 +13,7 @@ struct Range {
 extern "C" __global__ void __launch_bounds__(THREADS)
     pool_mean(const bf16* x, unsigned x_stride, const Range* ranges, bf16* y, unsigned y_stride, unsigned rows,
               int dim, unsigned long long* refused) {
-  const int j = blockIdx.x, c = (blockIdx.y * THREADS + threadIdx.x) * 8, n = dim - c;
+  const int j = blockIdx.x, c = (blockIdx.y * blockDim.x + threadIdx.x) * 8, n = dim - c;
   if (n <= 0) return;
   const Range range = ranges[j];
   if (range.start > rows || range.len > rows - range.start) {
@@ -42,7 +42,7 @@ ENTRY(pool_mean)
 extern "C" __global__ void __launch_bounds__(THREADS)
     pool_mean_backward(const bf16* dy, unsigned dy_stride, const Range* ranges, bf16* dx, unsigned dx_stride,
                        unsigned accumulate, unsigned rows, int dim, unsigned long long* refused) {
-  const int j = blockIdx.x, c = (blockIdx.y * THREADS + threadIdx.x) * 8, n = dim - c;
+  const int j = blockIdx.x, c = (blockIdx.y * blockDim.x + threadIdx.x) * 8, n = dim - c;
   if (n <= 0) return;
   const Range range = ranges[j];
   const bool leads = c == 0 && blockIdx.z == 0;

@@ -8,7 +8,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     rope_rotate(bf16* x, unsigned stride, const unsigned* positions, const float* table, unsigned known, int heads,
                 int half, float sign, int rows, unsigned long long* refused) {
   const int chunks = (half + 7) / 8, per_row = heads * chunks;
-  const int row = blockIdx.x, at = blockIdx.y * THREADS + threadIdx.x;
+  const int row = blockIdx.x, at = blockIdx.y * blockDim.x + threadIdx.x;
   if (row >= rows || at >= per_row) return;
   const unsigned position = positions[row];
   if (position >= known) {

@@ -19,6 +19,18 @@ bool release(void* data);
 
 static std::mutex lock;
 
+static size_t offset_in(const Allocation& allocation, const void* p) {
+  return static_cast<size_t>(static_cast<const unsigned char*>(p) - allocation.data);
+}
+
+// The allocation that holds the whole range.
+static const Allocation* inside(const void* p, size_t bytes) {
+  const Allocation* allocation = allocation_of(p);
+  if (!allocation || p < allocation->data) return nullptr;
+  const size_t offset = offset_in(*allocation, p);
+  return offset <= allocation->bytes && bytes <= allocation->bytes - offset ? allocation : nullptr;
+}
+
 // Blocks in row-major order; shuffled unless the seed is 0.
 static std::vector<uint3> draw_blocks(std::mt19937& random, uint32_t seed) {
   std::vector<uint3> blocks;
@@ -96,30 +108,37 @@ int emulator_release(void* data) {
   return cpu::release(data) ? 1 : 0;
 }
 
-// Copies from the host (or from another allocation) and marks the bytes as written; a null source means zeros.
-void emulator_write(void* destination, const void* source, size_t bytes) {
+// 0, or 1 if the range does not lie in one allocation: then nothing is touched. Copies from the host or from another
+// allocation, a null source means zeros, and marks the bytes as written.
+int emulator_write(void* destination, const void* source, size_t bytes) {
   const std::lock_guard<std::mutex> guard(cpu::lock);
+  const cpu::Allocation* allocation = cpu::inside(destination, bytes);
+  if (!allocation) return 1;
   if (source)
     memmove(destination, source, bytes);
   else
     memset(destination, 0, bytes);
-  if (const cpu::Allocation* allocation = cpu::allocation_of(destination))
-    cpu::mark_written(*allocation, static_cast<size_t>(static_cast<unsigned char*>(destination) - allocation->data), bytes,
-                      true);
+  cpu::mark_written(*allocation, cpu::offset_in(*allocation, destination), bytes, true);
+  return 0;
+}
+
+// As a read of the host, or of the device (`strict`), to which 2 says that a byte was never written.
+int emulator_read(void* host, const void* source, size_t bytes, int strict) {
+  const std::lock_guard<std::mutex> guard(cpu::lock);
+  const cpu::Allocation* allocation = cpu::inside(source, bytes);
+  if (!allocation) return 1;
+  if (strict && !cpu::all_written(*allocation, cpu::offset_in(*allocation, source), bytes)) return 2;
+  memcpy(host, source, bytes);
+  return 0;
 }
 
 // Back to the state of a fresh allocation.
 void emulator_poison(void* destination, size_t bytes) {
   const std::lock_guard<std::mutex> guard(cpu::lock);
+  const cpu::Allocation* allocation = cpu::inside(destination, bytes);
+  if (!allocation) return;
   memset(destination, 0xff, bytes);
-  if (const cpu::Allocation* allocation = cpu::allocation_of(destination))
-    cpu::mark_written(*allocation, static_cast<size_t>(static_cast<unsigned char*>(destination) - allocation->data), bytes,
-                      false);
-}
-
-void emulator_read(void* host, const void* source, size_t bytes) {
-  const std::lock_guard<std::mutex> guard(cpu::lock);
-  memcpy(host, source, bytes);
+  cpu::mark_written(*allocation, cpu::offset_in(*allocation, destination), bytes, false);
 }
 
 }  // extern "C"

@@ -70,7 +70,6 @@ extern Block block;
 extern size_t dynamic_bytes;
 extern unsigned char *static_begin, *static_end;  // the module's static shared memory
 extern uint32_t first_serial;                     // of the running launch's blocks
-extern bool checked;                              // whether this library is the checker's
 
 static inline Fiber* running() { return static_cast<Fiber*>(current); }
 static inline bool in_dynamic(const void* p) {
@@ -114,5 +113,6 @@ void start_shadow_block();
 Cell* make_cells(size_t bytes);
 void free_cells(Cell* cells);
 void mark_written(const Allocation& allocation, size_t offset, size_t bytes, bool written);
+bool all_written(const Allocation& allocation, size_t offset, size_t bytes);
 
 }  // namespace cpu

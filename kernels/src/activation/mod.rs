@@ -4,6 +4,7 @@ use crate::backend::{Backend, Mat, MatMut};
 use crate::error::Result;
 
 pub mod cpu;
+mod gpu;
 
 /// Which function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

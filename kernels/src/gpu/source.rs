@@ -27,7 +27,14 @@ macro_rules! headers {
     };
 }
 
-modules! {}
+modules! {
+    "activation",
+    "embedding",
+    "norm",
+    "pool",
+    "random",
+    "rope",
+}
 
 headers! {
     "common.cuh",
@@ -43,4 +50,21 @@ pub fn module(name: &str) -> Option<&'static Module> {
 /// The text of the header of that name.
 pub fn header(name: &str) -> Option<&'static str> {
     HEADERS.iter().find(|(there, _)| *there == name).map(|(_, text)| *text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_of_device_code_is_embedded() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/cu");
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let file = entry.unwrap().file_name().into_string().unwrap();
+            match file.strip_suffix(".cu") {
+                Some(name) => assert!(module(name).is_some(), "{file} is not a module"),
+                None => assert!(header(&file).is_some(), "{file} is not a header"),
+            }
+        }
+    }
 }

@@ -5,6 +5,7 @@ use crate::error::{Result, check_eq};
 use crate::linear::check_gradients;
 
 pub mod cpu;
+mod gpu;
 
 /// A frozen norm.
 #[derive(Debug)]

@@ -4,6 +4,7 @@ use crate::backend::{Backend, Buffer, Mat, MatMut};
 use crate::error::{Error, Result, check_len};
 
 pub mod cpu;
+mod gpu;
 
 /// A range of rows; counts from the window's first row.
 #[repr(C)]

@@ -5,6 +5,7 @@ use crate::backend::{Backend, Buffer, MatMut};
 use crate::error::{Result, check_eq, check_len};
 
 pub mod cpu;
+mod gpu;
 
 /// Rotates heads in place; the backward is the inverse rotation of the gradient.
 #[derive(Debug)]

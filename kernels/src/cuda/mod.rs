@@ -1,0 +1,262 @@
+//! The CUDA device on cudarc, which loads every library at run time and links to none.
+//!
+//! Owns the libraries' presence ([`libraries`], [`Cuda::open`] looks before it calls: cudarc panics on a missing
+//! one), memory and staging (`memory.rs`), compilation of the device code (`compile.rs`), kernels (`kernels.rs`)
+//! and dense products (`product.rs`). One context, one stream; calls may come from any thread.
+//!
+//! Compiled in every build. It has never run: no machine of the project has a GPU.
+#![expect(unsafe_code, reason = "the driver's interface")]
+
+use crate::error::{Error, Result};
+use crate::gpu::{Device, Gpu, Launch, Product};
+use cudarc::driver::{CudaContext, CudaStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+pub mod compile;
+mod kernels;
+mod memory;
+mod product;
+
+pub use memory::Memory;
+
+/// The backend of NVIDIA GPUs.
+pub type CudaBackend = Gpu<Cuda>;
+
+/// Libraries that can be loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Libraries {
+    /// The driver, libcuda.
+    pub driver: bool,
+    /// The run-time compiler.
+    pub nvrtc: bool,
+    /// Collectives between GPUs.
+    pub nccl: bool,
+    /// Dense products.
+    pub cublaslt: bool,
+}
+
+/// Looks for the libraries without calling them: cudarc panics when a missing one is called.
+pub fn libraries() -> Libraries {
+    // SAFETY: each call only opens the library, as any later use would, and calls nothing in it; cudarc
+    // asks that no other thread unload it meanwhile, and nothing here ever unloads one.
+    unsafe {
+        Libraries {
+            driver: cudarc::driver::sys::is_culib_present(),
+            nvrtc: cudarc::nvrtc::sys::is_culib_present(),
+            nccl: cudarc::nccl::sys::is_culib_present(),
+            cublaslt: cudarc::cublaslt::sys::is_culib_present(),
+        }
+    }
+}
+
+/// Which device, and where compiled kernels lie.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The device, counted as the driver counts.
+    pub ordinal: usize,
+    /// Folder of kernels compiled at an earlier first use; made when missing. Without one, nothing is kept.
+    pub cache: Option<PathBuf>,
+    /// Folder of cubins built beforehand, [`compile::cubin_name`]; then the run-time compiler is not needed for them.
+    pub cubins: Option<PathBuf>,
+}
+
+/// What a device says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// Marketing name.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// Bytes of memory.
+    pub total_memory: usize,
+    /// Bytes that are free now.
+    pub free_memory: usize,
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+}
+
+/// One NVIDIA GPU.
+#[derive(Debug)]
+pub struct Cuda {
+    // Dropped in this order: what lives in the context before the context's last owner.
+    products: product::Products,
+    kernels: kernels::Kernels,
+    staging: memory::Staging,
+    queue: Queue,
+}
+
+/// The context and its one stream, shared by everything that lives in them.
+#[derive(Debug, Clone)]
+struct Queue {
+    context: Arc<CudaContext>,
+    stream: Arc<CudaStream>,
+}
+
+impl Queue {
+    /// Makes the context current on this thread, as every call of the driver needs.
+    fn enter(&self) -> Result<()> {
+        self.context.bind_to_thread().map_err(driver("context"))
+    }
+
+    /// Waits for all queued work.
+    fn wait(&self) -> Result<()> {
+        self.stream.synchronize().map_err(driver("synchronize"))
+    }
+}
+
+impl Cuda {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] naming the library, driver or device that is missing.
+    pub fn open(options: Options) -> Result<Self> {
+        let there = libraries();
+        present(there.driver, "libcuda.so.1", "is the NVIDIA driver installed?")?;
+        present(there.cublaslt, "libcublasLt.so.13", "install cuBLAS of CUDA 13")?;
+        let count = CudaContext::device_count().map_err(driver("device count"))?;
+        let Options { ordinal, cache, cubins } = options;
+        if usize::try_from(count).is_ok_and(|count| ordinal >= count) {
+            let what = format!("there is no device {ordinal}: the driver has {count}");
+            return Err(Error::Backend { op: "open", what });
+        }
+        let context = CudaContext::new(ordinal).map_err(driver("context"))?;
+        let stream = context.new_stream().map_err(driver("stream"))?;
+        let queue = Queue { context, stream };
+        let compiler = compile::Compiler { cache, cubins };
+        Ok(Self {
+            products: product::Products::new(&queue)?,
+            kernels: kernels::Kernels::new(&queue, compiler)?,
+            staging: memory::Staging::new(&queue)?,
+            queue,
+        })
+    }
+
+    /// Name, capability and memory.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] with the driver's words.
+    pub fn describe(&self) -> Result<Description> {
+        use cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let context = &self.queue.context;
+        let multiprocessors = context.attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT);
+        let (free_memory, total_memory) = self.memory_info()?;
+        Ok(Description {
+            name: context.name().map_err(driver("name"))?,
+            capability: capability(&self.queue)?,
+            total_memory,
+            free_memory,
+            multiprocessors: multiprocessors.map_err(driver("attribute"))?.cast_unsigned(),
+        })
+    }
+
+    /// Free and total bytes.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] with the driver's words.
+    pub fn memory_info(&self) -> Result<(usize, usize)> {
+        self.queue.context.mem_get_info().map_err(driver("memory info"))
+    }
+
+    /// Compiles or loads every module, which otherwise happens at first use.
+    ///
+    /// # Errors
+    /// As [`Device::launch`].
+    pub fn load_all(&self) -> Result<()> {
+        self.queue.enter()?;
+        crate::gpu::source::MODULES.iter().try_for_each(|module| self.kernels.load(module.name))
+    }
+}
+
+impl Device for Cuda {
+    type Memory = Memory;
+
+    fn alloc(&self, bytes: usize) -> Result<Memory> {
+        self.queue.enter()?;
+        let memory = Memory::new(&self.queue, bytes)?;
+        self.zero(&memory, 0, bytes)?;
+        Ok(memory)
+    }
+
+    fn address(&self, memory: &Memory) -> u64 {
+        memory.address()
+    }
+
+    fn write(&self, dst: &Memory, offset: usize, src: &[u8]) -> Result<()> {
+        self.queue.enter()?;
+        self.staging.write(dst.range(offset, src.len())?, src)
+    }
+
+    fn read(&self, src: &Memory, offset: usize, dst: &mut [u8]) -> Result<()> {
+        self.queue.enter()?;
+        self.staging.read(src.range(offset, dst.len())?, dst)
+    }
+
+    fn zero(&self, dst: &Memory, offset: usize, len: usize) -> Result<()> {
+        self.queue.enter()?;
+        memory::zero(&self.queue, dst.range(offset, len)?, len)
+    }
+
+    fn copy(
+        &self,
+        (dst, dst_offset): (&Memory, usize),
+        (src, src_offset): (&Memory, usize),
+        len: usize,
+    ) -> Result<()> {
+        self.queue.enter()?;
+        memory::copy(&self.queue, dst.range(dst_offset, len)?, src.range(src_offset, len)?, len)
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        self.queue.enter()?;
+        self.kernels.launch(launch)
+    }
+
+    fn product(&self, product: &Product) -> Result<()> {
+        self.queue.enter()?;
+        self.products.run(product)
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // Nothing may be freed under running work; an error here has been or will be told by a read.
+        let _ = self.queue.enter().and_then(|()| self.queue.wait());
+    }
+}
+
+/// Major and minor compute capability.
+fn capability(queue: &Queue) -> Result<(u32, u32)> {
+    let (major, minor) = queue.context.compute_capability().map_err(driver("capability"))?;
+    Ok((major.cast_unsigned(), minor.cast_unsigned()))
+}
+
+/// Refuses a missing library.
+fn present(there: bool, library: &str, hint: &str) -> Result<()> {
+    if there {
+        return Ok(());
+    }
+    Err(Error::Backend { op: "open", what: format!("{library} not found: {hint}") })
+}
+
+/// A driver's error under the name of the call.
+fn driver(op: &'static str) -> impl Fn(cudarc::driver::DriverError) -> Error {
+    move |error| Error::Backend { op, what: format!("CUDA driver: {error:?}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_a_driver_is_told_what_is_missing() {
+        let there = libraries();
+        if there.driver {
+            eprintln!("SKIPPED: this machine has a driver");
+            return;
+        }
+        let error = Cuda::open(Options::default()).expect_err("there is no driver");
+        let text = "open: libcuda.so.1 not found: is the NVIDIA driver installed?";
+        assert_eq!(error.to_string(), text);
+    }
+}

@@ -1,0 +1,23 @@
+//! Every GPU operation on the emulator, which runs the device code of `kernels/cu` on the CPU.
+//!
+//! One body per operation, generic over the backend, runs on the emulator and on the naive `f64` reference from the
+//! same inputs, rounded to `bf16` before. Start at [`harness`]; an operation's file has edge shapes and windows in
+//! fast mode, a few shapes in checked mode (bounds, races, uninitialised reads) and seeded faults that must be caught.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "a test stops at what it did not expect; its numbers are small"
+)]
+
+#[path = "../naive/mod.rs"]
+mod naive;
+#[path = "../tolerance/mod.rs"]
+mod tolerance;
+
+mod activation;
+mod harness;
+mod norm;
+mod pool;
+mod random;
+mod rope;
