@@ -29,7 +29,11 @@ macro_rules! headers {
 
 modules! {
     "activation",
+    "classify",
     "embedding",
+    "intent",
+    "intent_gradient",
+    "intent_outer",
     "norm",
     "pool",
     "random",
@@ -38,6 +42,7 @@ modules! {
 
 headers! {
     "common.cuh",
+    "intent.cuh",
     "ptx.cuh",
     "random.cuh",
 }
