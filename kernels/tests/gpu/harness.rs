@@ -26,11 +26,6 @@ pub(crate) fn checked() -> &'static Emulated {
     DEVICE.get_or_init(|| open(Mode::Checked, &[]))
 }
 
-/// With a bug in the device code.
-pub(crate) fn faulty(mode: Mode, fault: &str) -> Emulated {
-    open(mode, &[fault])
-}
-
 fn open(mode: Mode, faults: &[&str]) -> Emulated {
     let emulator = Emulator::open(mode, faults).unwrap_or_else(|error| panic!("{error}"));
     Gpu::new(emulator).unwrap()
@@ -51,8 +46,8 @@ impl Subject for Naive {
     }
 
     fn poison<T: Element>(&self, buf: &mut Self::Buf<T>, offset: usize, len: usize) {
-        let bytes = vec![0xff; len * size_of::<T>()];
-        let values: Vec<T> = bytemuck::pod_collect_to_vec(&bytes);
+        let mut values = vec![T::zeroed(); len];
+        bytemuck::cast_slice_mut::<T, u8>(&mut values).fill(0xff);
         self.write(buf, offset, &values).unwrap();
     }
 }
@@ -176,7 +171,10 @@ pub(crate) fn within_bf16(what: &str, k: f64, got: &[f32], want: &[f32], scale: 
     }
 }
 
-/// Asserts that something goes wrong: an error of a launch, or a failed comparison.
-pub(crate) fn caught(what: &str, body: impl FnOnce() + std::panic::UnwindSafe) {
-    assert!(std::panic::catch_unwind(body).is_err(), "the seeded fault {what} was not seen");
+/// Asserts that a body fails, by an error of a launch or a comparison, on device code with a seeded bug.
+pub(crate) fn caught(mode: Mode, fault: &str, body: impl FnOnce(&Emulated)) {
+    // Opened first: a build that fails is no catch.
+    let device = open(mode, &[fault]);
+    let body = std::panic::AssertUnwindSafe(|| body(&device));
+    assert!(std::panic::catch_unwind(body).is_err(), "the seeded fault {fault} was not seen");
 }
