@@ -27,50 +27,12 @@ using size_t = unsigned long;
 using uintptr_t = unsigned long;
 #define INFINITY __int_as_float(0x7f800000)
 #else
-#include <cuda_bf16.h>
 #include <math.h>
 #include <stdint.h>
 #endif
 
 #define ENTRY(name)
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
-#define DYN_SMEM(name) DYNAMIC_SHARED(name)
-
-#ifdef __CUDACC_RTC__
-// The part of cuda_bf16.h that the kernels use, so that run-time compilation needs no installed CUDA headers.
-struct __align__(2) __nv_bfloat16 {
-  uint16_t bits;
-};
-struct __align__(4) __nv_bfloat162 {
-  __nv_bfloat16 x, y;
-};
-__device__ __forceinline__ __nv_bfloat16 __ushort_as_bfloat16(uint16_t bits) {
-  __nv_bfloat16 value;
-  value.bits = bits;
-  return value;
-}
-__device__ __forceinline__ uint16_t __bfloat16_as_ushort(__nv_bfloat16 value) { return value.bits; }
-__device__ __forceinline__ __nv_bfloat16 __float2bfloat16_rn(float x) {
-  uint16_t bits;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
-  return __ushort_as_bfloat16(bits);
-}
-__device__ __forceinline__ __nv_bfloat16 __float2bfloat16(float x) { return __float2bfloat16_rn(x); }
-__device__ __forceinline__ float __bfloat162float(__nv_bfloat16 x) {
-  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
-}
-__device__ __forceinline__ __nv_bfloat162 __floats2bfloat162_rn(float low, float high) {
-  __nv_bfloat162 pair;
-  pair.x = __float2bfloat16_rn(low);
-  pair.y = __float2bfloat16_rn(high);
-  return pair;
-}
-__device__ __forceinline__ float2 __bfloat1622float2(__nv_bfloat162 x) {
-  return make_float2(__bfloat162float(x.x), __bfloat162float(x.y));
-}
-__device__ __forceinline__ float __low2float(__nv_bfloat162 x) { return __bfloat162float(x.x); }
-__device__ __forceinline__ float __high2float(__nv_bfloat162 x) { return __bfloat162float(x.y); }
-#endif
 
 namespace ptx {
 

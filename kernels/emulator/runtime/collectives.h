@@ -29,25 +29,25 @@ template <class T> T shuffle_value(uint32_t mask, T value, uint32_t source, cons
 
 // `width` divides the warp into groups; a source outside the lane's group is the lane itself.
 template <class T> T __shfl_sync(uint32_t mask, T value, int source, int width = 32, cpu::Site site = CPU_HERE) {
-  const unsigned first = cpu::current->lane & ~(width - 1);
+  const unsigned first = cpu::here.thread.lane & ~(width - 1);
   return cpu::shuffle_value(mask, value, first | (source & (width - 1)), "__shfl_sync", site);
 }
 template <class T> T __shfl_xor_sync(uint32_t mask, T value, int bits, int width = 32, cpu::Site site = CPU_HERE) {
-  const unsigned lane = cpu::current->lane;
+  const unsigned lane = cpu::here.thread.lane;
   unsigned source = lane ^ static_cast<unsigned>(bits);
   if ((source & ~(width - 1u)) > (lane & ~(width - 1u))) source = lane;
   return cpu::shuffle_value(mask, value, source, "__shfl_xor_sync", site);
 }
 template <class T>
 T __shfl_down_sync(uint32_t mask, T value, unsigned delta, int width = 32, cpu::Site site = CPU_HERE) {
-  const unsigned lane = cpu::current->lane;
+  const unsigned lane = cpu::here.thread.lane;
   unsigned source = lane + delta;
   if (source > (lane | (width - 1u))) source = lane;
   return cpu::shuffle_value(mask, value, source, "__shfl_down_sync", site);
 }
 template <class T>
 T __shfl_up_sync(uint32_t mask, T value, unsigned delta, int width = 32, cpu::Site site = CPU_HERE) {
-  const unsigned lane = cpu::current->lane, first = lane & ~(width - 1u);
+  const unsigned lane = cpu::here.thread.lane, first = lane & ~(width - 1u);
   const unsigned source = lane - first < delta ? lane : lane - delta;
   return cpu::shuffle_value(mask, value, source, "__shfl_up_sync", site);
 }

@@ -20,14 +20,14 @@ void copy_async(void* shared, const void* global, unsigned bytes, bool pred, Sit
   if (pred) access(global, bytes, Access::Read, pc);
   memset(shared, 0xff, bytes);
   mark_in_flight(shared, bytes, true);
-  Fiber* fiber = running();
+  Fiber* fiber = current;
   fiber->copies.push_back({static_cast<unsigned char*>(shared), global, bytes, pred, fiber->group});
 }
 
-void copy_commit() { running()->group++; }
+void copy_commit() { current->group++; }
 
 void copy_wait(unsigned keep) {
-  Fiber* fiber = running();
+  Fiber* fiber = current;
   const void* pc = __builtin_return_address(0);
   size_t done = 0;
   // Groups below the open one are closed; the `keep` youngest of them may stay.

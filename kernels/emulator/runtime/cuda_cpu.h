@@ -21,14 +21,13 @@
 // A module has no other uninitialised static data, so its .bss is exactly its static shared memory (module.cpp).
 #define __shared__ static
 
-#define threadIdx (cpu::current->index)
-#define blockIdx (cpu::block_index)
-#define blockDim (cpu::block_dim)
-#define gridDim (cpu::grid_dim)
+#define threadIdx (cpu::here.thread.index)
+#define blockIdx (cpu::here.block_index)
+#define blockDim (cpu::here.block_dim)
+#define gridDim (cpu::here.grid_dim)
 #define warpSize 32
 
-#define DYNAMIC_SHARED(name) unsigned char* const name = cpu::dynamic_shared
-#define DYN_SMEM(name) DYNAMIC_SHARED(name)
+#define DYNAMIC_SHARED(name) unsigned char* const name = cpu::here.dynamic_shared
 
 // Exports `const cpu::Entry emulator_entry_<name>`. The call itself is not instrumented: it reads host memory.
 #define ENTRY(name)                                                                                \

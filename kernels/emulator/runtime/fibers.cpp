@@ -13,10 +13,8 @@
 
 namespace cpu {
 
-Thread* current = nullptr;
-uint3 block_index;
-dim3 block_dim, grid_dim;
-unsigned char* dynamic_shared = nullptr;
+Fiber* current = nullptr;
+Here here;
 std::vector<Fiber> fibers;
 std::vector<Warp> warps;
 Block block;
@@ -97,7 +95,7 @@ static void* fresh_stack(unsigned char* stack, void (*entry)()) {
 #error "the emulator switches fibers on x86-64 and aarch64"
 #endif
 
-static void to_scheduler() { emulator_switch(&running()->stack_pointer, scheduler_stack_pointer); }
+static void to_scheduler() { emulator_switch(&current->stack_pointer, scheduler_stack_pointer); }
 
 void give_up() {
   given_up = true;
@@ -106,7 +104,7 @@ void give_up() {
 }
 
 void wait_in(State state, const char* op, Site site) {
-  Fiber* fiber = running();
+  Fiber* fiber = current;
   fiber->state = state;
   fiber->waits_in = op;
   fiber->waits_at = site;
@@ -145,7 +143,7 @@ unsigned sync_block(bool predicate, const char* op, Site site) {
 
 static void fiber_main() {
   running_entry->run(running_arguments);
-  Fiber* fiber = running();
+  Fiber* fiber = current;
   if (!fiber->copies.empty()) {
     found("copy never waited for", "the thread returns with cp.async copies on the way", {"", 0});
     give_up();
@@ -194,7 +192,7 @@ static void reset_fibers(unsigned threads) {
   for (auto& warp : warps) warp.arrived = warp.lanes = 0;
   for (unsigned i = 0; i < threads; i++) {
     Fiber& fiber = fibers[i];
-    fiber.index = {i % block_dim.x, i / block_dim.x % block_dim.y, i / (block_dim.x * block_dim.y)};
+    fiber.index = {i % here.block_dim.x, i / here.block_dim.x % here.block_dim.y, i / (here.block_dim.x * here.block_dim.y)};
     fiber.linear = i;
     fiber.lane = i % 32;
     fiber.warp = i / 32;
@@ -242,6 +240,7 @@ bool run_block(const Entry& entry, void** arguments, unsigned threads, uint32_t 
           Fiber& fiber = fibers[run_order[k]];
           if (fiber.state != State::Ready) continue;
           current = &fiber;
+          here.thread = fiber;
           emulator_switch(&scheduler_stack_pointer, fiber.stack_pointer);
           again = moved = true;
         }

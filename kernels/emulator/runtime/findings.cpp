@@ -27,12 +27,12 @@ static std::string place(const void* pc) {
   return std::string(info.dli_fname) + offset;
 }
 
-static void keep(const char* kind, const std::string& here, int other_thread, const std::string& there,
+static void keep(const char* kind, const std::string& at, int other_thread, const std::string& other,
                  const std::string& what) {
   if (++count > KEPT) return;
-  text += std::string(kind) + '\t' + std::to_string(block_index.x) + '\t' + std::to_string(block_index.y) + '\t' +
-          std::to_string(block_index.z) + '\t' + std::to_string(current ? static_cast<int>(current->linear) : -1) + '\t' +
-          here + '\t' + std::to_string(other_thread) + '\t' + there + '\t' + what + '\n';
+  text += std::string(kind) + '\t' + std::to_string(here.block_index.x) + '\t' + std::to_string(here.block_index.y) + '\t' +
+          std::to_string(here.block_index.z) + '\t' + std::to_string(current ? static_cast<int>(current->linear) : -1) + '\t' +
+          at + '\t' + std::to_string(other_thread) + '\t' + other + '\t' + what + '\n';
 }
 
 void found(const char* kind, const std::string& what, Site site) {

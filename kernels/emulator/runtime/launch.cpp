@@ -34,25 +34,25 @@ static const Allocation* inside(const void* p, size_t bytes) {
 // Blocks in row-major order; shuffled unless the seed is 0.
 static std::vector<uint3> draw_blocks(std::mt19937& random, uint32_t seed) {
   std::vector<uint3> blocks;
-  blocks.reserve(static_cast<size_t>(grid_dim.x) * grid_dim.y * grid_dim.z);
-  for (unsigned z = 0; z < grid_dim.z; z++)
-    for (unsigned y = 0; y < grid_dim.y; y++)
-      for (unsigned x = 0; x < grid_dim.x; x++) blocks.push_back({x, y, z});
+  blocks.reserve(static_cast<size_t>(here.grid_dim.x) * here.grid_dim.y * here.grid_dim.z);
+  for (unsigned z = 0; z < here.grid_dim.z; z++)
+    for (unsigned y = 0; y < here.grid_dim.y; y++)
+      for (unsigned x = 0; x < here.grid_dim.x; x++) blocks.push_back({x, y, z});
   if (seed != 0) std::shuffle(blocks.begin(), blocks.end(), random);
   return blocks;
 }
 
 static void run_grid(const Entry& entry, void** arguments, uint32_t seed) {
-  const unsigned threads = block_dim.x * block_dim.y * block_dim.z;
+  const unsigned threads = here.block_dim.x * here.block_dim.y * here.block_dim.z;
   make_fibers(threads);
   std::mt19937 random(seed);
   const size_t statics = static_cast<size_t>(static_end - static_begin);
   first_serial = ++block.serial;
   for (const uint3& index : draw_blocks(random, seed)) {
-    block_index = index;
+    here.block_index = index;
     block.serial++;
     block.epoch++;
-    memset(dynamic_shared, 0xff, dynamic_bytes);
+    memset(here.dynamic_shared, 0xff, dynamic_bytes);
     memset(static_begin, 0xff, statics);
     start_shadow_block();
     if (!run_block(entry, arguments, threads, seed == 0 ? 0 : static_cast<uint32_t>(random()) | 1u)) break;
@@ -77,17 +77,17 @@ struct EmulatorLaunch {
 size_t emulator_launch(const EmulatorLaunch* launch, char* text, size_t capacity) {
   const std::lock_guard<std::mutex> guard(cpu::lock);
   const size_t bytes = std::max<size_t>(1024, (launch->shared + 1023) / 1024 * 1024);
-  cpu::dynamic_shared = static_cast<unsigned char*>(aligned_alloc(1024, bytes));
-  if (!cpu::dynamic_shared) abort();  // at most 227 KiB, which the host checked
+  cpu::here.dynamic_shared = static_cast<unsigned char*>(aligned_alloc(1024, bytes));
+  if (!cpu::here.dynamic_shared) abort();  // at most 227 KiB, which the host checked
   cpu::dynamic_bytes = launch->shared;
   cpu::static_begin = launch->statics;
   cpu::static_end = launch->statics_end;
-  cpu::grid_dim = dim3(launch->grid[0], launch->grid[1], launch->grid[2]);
-  cpu::block_dim = dim3(launch->block[0], launch->block[1], launch->block[2]);
+  cpu::here.grid_dim = dim3(launch->grid[0], launch->grid[1], launch->grid[2]);
+  cpu::here.block_dim = dim3(launch->block[0], launch->block[1], launch->block[2]);
   cpu::clear_findings();
   cpu::run_grid(*launch->entry, launch->arguments, launch->seed);
-  free(cpu::dynamic_shared);
-  cpu::dynamic_shared = nullptr;
+  free(cpu::here.dynamic_shared);
+  cpu::here.dynamic_shared = nullptr;
   cpu::dynamic_bytes = 0;
   const std::string found = cpu::findings_text();
   const size_t length = capacity == 0 ? 0 : std::min(found.size(), capacity - 1);

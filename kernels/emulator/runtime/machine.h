@@ -14,21 +14,29 @@ struct dim3 {
 
 namespace cpu {
 
-// A place in a kernel's source. As a default argument it names the caller.
+// A place in a kernel's source. `Site site = CPU_HERE` as a default argument names the caller: the built-ins must be
+// default arguments themselves, in braces they would name this header.
 struct Site {
   const char* file;
   int line;
+  __attribute__((always_inline)) static inline Site here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
+    return {file, line};
+  }
 };
-#define CPU_HERE (cpu::Site{__builtin_FILE(), __builtin_LINE()})
+#define CPU_HERE cpu::Site::here()
 
 struct Thread {
   uint3 index;
   unsigned linear, lane, warp;
 };
-extern Thread* current;  // the running CUDA thread; null outside launches
-extern uint3 block_index;
-extern dim3 block_dim, grid_dim;
-extern unsigned char* dynamic_shared;
+// What a kernel reads of its place in the launch; in one piece, so that the checker knows these addresses.
+struct Here {
+  Thread thread;
+  uint3 block_index;
+  dim3 block_dim, grid_dim;
+  unsigned char* dynamic_shared;
+};
+extern Here here;
 
 // Barrier of the block; all its threads must come by the same source line. Returns how many brought a true predicate.
 unsigned sync_block(bool predicate, const char* op, Site site);

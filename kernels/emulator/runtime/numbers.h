@@ -1,4 +1,4 @@
-// Bit casts, integer and float functions, and bf16, under CUDA's names. Approximations are the host's exact-as-possible
+// Bit casts, integer and float functions under CUDA's names. Approximations are the host's exact-as-possible
 // functions: the hardware's own rounding of __expf and its like is not modelled.
 #pragma once
 
@@ -86,27 +86,3 @@ static inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0
 template <class T> static inline T __ldg(const T* address) { return *address; }
 template <class T> static inline T __ldcs(const T* address) { return *address; }
 template <class T> static inline void __stcs(T* address, T value) { *address = value; }
-
-// bf16: the upper half of an f32.
-struct __align__(2) __nv_bfloat16 {
-  uint16_t bits;
-};
-struct __align__(4) __nv_bfloat162 {
-  __nv_bfloat16 x, y;
-};
-static inline __nv_bfloat16 __ushort_as_bfloat16(uint16_t bits) { return {bits}; }
-static inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
-// Nearest, ties to even; every NaN becomes 0x7fff, as in hardware.
-static inline __nv_bfloat16 __float2bfloat16_rn(float x) {
-  const uint32_t bits = __float_as_uint(x);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return {0x7fff};
-  return {static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
-}
-static inline __nv_bfloat16 __float2bfloat16(float x) { return __float2bfloat16_rn(x); }
-static inline float __bfloat162float(__nv_bfloat16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
-static inline __nv_bfloat162 __floats2bfloat162_rn(float low, float high) {
-  return {__float2bfloat16_rn(low), __float2bfloat16_rn(high)};
-}
-static inline float2 __bfloat1622float2(__nv_bfloat162 x) { return {__bfloat162float(x.x), __bfloat162float(x.y)}; }
-static inline float __low2float(__nv_bfloat162 x) { return __bfloat162float(x.x); }
-static inline float __high2float(__nv_bfloat162 x) { return __bfloat162float(x.y); }

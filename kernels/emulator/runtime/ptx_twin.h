@@ -42,8 +42,13 @@ static inline uint32_t cvt_tf32(float x) {
   if ((bits & 0x7f800000u) != 0x7f800000u) bits += 0x1000u;
   return bits & 0xffffe000u;
 }
+// Every NaN becomes 0x7fff.
 static inline uint32_t pack_bf16(float low, float high) {
-  return __float2bfloat16_rn(low).bits | static_cast<uint32_t>(__float2bfloat16_rn(high).bits) << 16;
+  const auto rounded = [](float x) -> uint32_t {
+    const uint32_t bits = __float_as_uint(x);
+    return (bits & 0x7fffffffu) > 0x7f800000u ? 0x7fffu : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  };
+  return rounded(low) | rounded(high) << 16;
 }
 static inline float ex2(float x) {
   const float y = exp2f(x);

@@ -64,6 +64,7 @@ struct Block {
 
 constexpr size_t STACK_BYTES = 128 << 10;
 
+extern Fiber* current;  // null between blocks and launches
 extern std::vector<Fiber> fibers;
 extern std::vector<Warp> warps;
 extern Block block;
@@ -71,9 +72,8 @@ extern size_t dynamic_bytes;
 extern unsigned char *static_begin, *static_end;  // the module's static shared memory
 extern uint32_t first_serial;                     // of the running launch's blocks
 
-static inline Fiber* running() { return static_cast<Fiber*>(current); }
 static inline bool in_dynamic(const void* p) {
-  return static_cast<size_t>(static_cast<const unsigned char*>(p) - dynamic_shared) < dynamic_bytes;
+  return static_cast<size_t>(static_cast<const unsigned char*>(p) - here.dynamic_shared) < dynamic_bytes;
 }
 static inline bool in_static(const void* p) { return p >= static_begin && p < static_end; }
 
@@ -104,6 +104,9 @@ struct Allocation {
 constexpr size_t GUARD_BYTES = 1 << 14;
 // The allocation whose data or guards hold `p`; null if none does.
 const Allocation* allocation_of(const void* p);
+
+// hooks.cpp: whether a loaded library holds `p`.
+bool in_constants(const void* p);
 
 // shadow.cpp. Accesses by the running thread; the fast library has empty ones (fast.cpp).
 enum class Access : uint8_t { Read, Write, Atomic };

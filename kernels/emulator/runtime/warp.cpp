@@ -11,7 +11,7 @@ constexpr uint32_t ALL = 0xffffffffu;
 
 // The hardware leaves undefined what a tensor core operation of less than 32 threads does.
 static void need_whole_warp(const char* op, Site site) {
-  if (warps[running()->warp].lanes == ALL) return;
+  if (warps[current->warp].lanes == ALL) return;
   found("divergent warp", std::string(op) + " in a warp of less than 32 threads", site);
   give_up();
 }
@@ -23,7 +23,7 @@ static std::string hexadecimal(uint32_t mask) {
 }
 
 template <class Serve> static void meet(uint32_t mask, const char* op, Site site, Slot* slot, Serve serve) {
-  Fiber* fiber = running();
+  Fiber* fiber = current;
   Warp& warp = warps[fiber->warp];
   if (!(mask >> fiber->lane & 1)) {
     found("divergent warp", std::string(op) + ": the calling lane is not in the mask " + hexadecimal(mask), site);
@@ -51,14 +51,14 @@ void sync_warp(uint32_t mask, Site site) {
   Slot slot;
   meet(mask, "__syncwarp", site, &slot, [](Warp&) {});
   // Only a whole warp's barrier orders memory for the checker; partial masks would need an order of every pair.
-  if ((~mask & warps[running()->warp].lanes) == 0) running()->warp_epoch++;
+  if ((~mask & warps[current->warp].lanes) == 0) current->warp_epoch++;
 }
 
 uint32_t shuffle(uint32_t mask, uint32_t value, uint32_t source, const char* op, Site site) {
   Slot slot;
   slot.value = value;
   slot.source = source & 31;
-  if (!(mask >> slot.source & warps[running()->warp].lanes >> slot.source & 1)) {
+  if (!(mask >> slot.source & warps[current->warp].lanes >> slot.source & 1)) {
     found("divergent warp", std::string(op) + ": source lane " + std::to_string(slot.source) + " is not in the mask " +
           hexadecimal(mask) + " or not in the block", site);
     give_up();
@@ -89,7 +89,7 @@ void ldmatrix(uint32_t* r, unsigned count, bool transposed, const void* row, Sit
   const char* op = OPS[transposed][count];
   need_whole_warp(op, site);
   Slot slot;
-  if (running()->lane < 8 * count) {
+  if (current->lane < 8 * count) {
     if (!in_dynamic(row) && !in_static(row)) {
       found("out of bounds", std::string(op) + ": the row is not in shared memory", site);
       give_up();

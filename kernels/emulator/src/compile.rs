@@ -159,7 +159,6 @@ impl Builder {
     fn mode_flags(&self) -> Vec<String> {
         let flags: &[&str] = match self.mode {
             Mode::Fast => &["-O2", "-g1"],
-            // Only the calls are wanted: the libraries of the sanitizers are not linked, hooks.cpp stands in.
             Mode::Checked => {
                 &["-O1", "-g", "-fsanitize=thread,alignment,bounds,signed-integer-overflow"]
             }
@@ -175,6 +174,7 @@ impl Builder {
             hash.update(&(text.len() as u64).to_le_bytes());
             hash.update(text.as_bytes());
         };
+        add(include_str!("compile.rs")); // how all of it is put together
         add(&compiler.version);
         inputs.flags.iter().chain(inputs.link).for_each(|flag| add(flag));
         for (path, text) in inputs.texts {
@@ -197,19 +197,21 @@ impl Builder {
             return Ok(library);
         }
         let unfinished = self.cache.join(format!("{stem}.{}.unfinished", std::process::id()));
-        let output = Command::new(compiler.program)
-            .args(inputs.flags)
-            .arg("-shared")
-            .arg(format!("-Wl,-soname,{stem}.so"))
-            .args(inputs.files.iter().flat_map(|file| [Path::new("-xc++"), file]))
-            .arg("-o")
-            .arg(&unfinished)
-            .args(inputs.link_after_sources())
-            .output()
-            .map_err(Error::NoCompiler)?;
-        if !output.status.success() {
-            let output = String::from_utf8_lossy(&output.stderr).into_owned();
-            return Err(Error::Compile { source_file: inputs.files[0].clone(), output });
+        let mut objects = Vec::new();
+        for (i, file) in inputs.files.iter().enumerate() {
+            let object = unfinished.with_extension(format!("{i}.o"));
+            let mut command = Command::new(compiler.program);
+            command.args(inputs.flags).args(["-xc++", "-c"]).arg(file).arg("-o").arg(&object);
+            objects.push(object);
+            finish(&mut command, file)?;
+        }
+        // Without the flags of the sanitizers: hooks.cpp stands in for their libraries.
+        let mut command = Command::new(compiler.program);
+        command.arg("-shared").arg(format!("-Wl,-soname,{stem}.so")).args(&objects);
+        command.args(inputs.link).arg("-o").arg(&unfinished);
+        finish(&mut command, &inputs.files[0])?;
+        for object in &objects {
+            fs::remove_file(object).map_err(|error| at(object, error))?;
         }
         fs::rename(&unfinished, &library).map_err(|error| at(&library, error))?;
         Ok(library)
@@ -224,11 +226,14 @@ struct Inputs<'a> {
     link: &'a [String],
 }
 
-impl Inputs<'_> {
-    /// `-xc++` would also hold for libraries.
-    fn link_after_sources(&self) -> impl Iterator<Item = &str> {
-        ["-xnone"].into_iter().chain(self.link.iter().map(String::as_str))
+/// Runs a compiler to its end.
+fn finish(command: &mut Command, source_file: &Path) -> Result<()> {
+    let output = command.output().map_err(Error::NoCompiler)?;
+    if output.status.success() {
+        return Ok(());
     }
+    let output = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(Error::Compile { source_file: source_file.into(), output })
 }
 
 /// Whether `FAULT_<fault>` stands in `text` as a whole word.

@@ -22,7 +22,7 @@ impl Emulator {
         let b = self.operand("B", b, k, n)?;
         let size = out.element.size();
         let row_bytes = n * size;
-        let at = |i: usize| out.address as usize + i * out.stride * size;
+        let at = |i: usize| element(out.address, i * out.stride, size);
         let mut old = vec![0_u8; if accumulate { m * row_bytes } else { 0 }];
         for (i, row) in old.chunks_exact_mut(row_bytes).enumerate() {
             self.fetch("D", at(i), row)?;
@@ -57,7 +57,7 @@ impl Emulator {
         let mut bytes = vec![0_u8; 2 * length];
         let mut values = vec![0.0; rows * columns];
         for line in 0..lines {
-            self.fetch(name, operand.address as usize + 2 * line * operand.stride, &mut bytes)?;
+            self.fetch(name, element(operand.address, line * operand.stride, 2), &mut bytes)?;
             let elements = bytes.chunks_exact(2).map(|pair| decode(pair, OutputType::Bf16));
             for (i, value) in elements.enumerate() {
                 let (row, column) = if operand.transposed { (i, line) } else { (line, i) };
@@ -86,6 +86,12 @@ impl Emulator {
             _ => Ok(()),
         }
     }
+}
+
+/// Address of element `index`; null, which lies in no allocation, if that is beyond all addresses.
+fn element(address: u64, index: usize, size: usize) -> usize {
+    let offset = index.checked_mul(size);
+    usize::try_from(address).ok().zip(offset).and_then(|(a, o)| a.checked_add(o)).unwrap_or(0)
 }
 
 fn decode(bytes: &[u8], element: OutputType) -> f32 {
