@@ -10,13 +10,17 @@
     reason = "a test stops at what it did not expect; its numbers are small"
 )]
 
+#[path = "../intent_case/mod.rs"]
+mod intent_case;
 #[path = "../naive/mod.rs"]
 mod naive;
 #[path = "../tolerance/mod.rs"]
 mod tolerance;
 
 mod activation;
+mod classify;
 mod harness;
+mod intent;
 mod norm;
 mod pool;
 mod random;
