@@ -7,7 +7,7 @@
 use crate::error::Error;
 
 /// Operation and what it refuses, by code; code zero is nothing. New entries go to the end of both lists.
-pub const TABLE: [(&str, &str, &str); 19] = [
+pub const TABLE: [(&str, &str, &str); 20] = [
     ("REFUSED_EMBED_ID", "embed", "id"),
     ("REFUSED_EMBED_POSITION", "embed", "position"),
     ("REFUSED_GATHER_ROW", "gather", "index"),
@@ -16,12 +16,17 @@ pub const TABLE: [(&str, &str, &str); 19] = [
     ("REFUSED_ROPE_POSITION", "rope", "position"),
     ("REFUSED_POOL_RANGE", "pool", "range whose end"),
     ("REFUSED_POOL_OVERLAP", "pool", "range that overlaps the one before: its start"),
-    ("REFUSED_LABEL", "loss", "label"),
+    ("REFUSED_LABEL", "head_loss", "target"),
+    ("REFUSED_UPDATE", "adamw", "update at offset"),
     ("REFUSED_INTENT_ORDER", "intent", "segment that overlaps the one before: its start"),
     ("REFUSED_INTENT_END", "intent", "segment whose end"),
     ("REFUSED_INTENT_DELTA", "intent", "segment whose delta, from element"),
     ("REFUSED_INTENT_GRADIENT", "intent", "segment whose gradient, from element"),
-    ("REFUSED_INTENT_OVERLAP", "intent", "segment whose gradient overlaps another's: it, from element"),
+    (
+        "REFUSED_INTENT_OVERLAP",
+        "intent",
+        "segment whose gradient overlaps another's: it, from element",
+    ),
     ("REFUSED_CLASS_KIND", "class_loss", "kind"),
     ("REFUSED_CLASS_TARGET", "class_loss", "target"),
     ("REFUSED_CLASS_SOFT", "class_loss", "soft flag"),

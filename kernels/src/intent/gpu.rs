@@ -62,7 +62,8 @@ impl Layout {
         let mut end = 0usize;
         let mut piece = |elements: usize| {
             let start = end;
-            end = end.saturating_add(elements).checked_next_multiple_of(ALIGN).unwrap_or(usize::MAX);
+            end =
+                end.saturating_add(elements).checked_next_multiple_of(ALIGN).unwrap_or(usize::MAX);
             start
         };
         piece(rows.saturating_mul(2));

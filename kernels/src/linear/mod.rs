@@ -9,6 +9,7 @@ use crate::error::{Error, Result, check_eq, check_len};
 use std::sync::Arc;
 
 pub mod cpu;
+pub mod gpu;
 mod gradient;
 pub(crate) mod operand;
 pub mod peak;
@@ -165,6 +166,8 @@ pub trait Trainable: Linear {
 
     /// See [`WeightGradient`]. Order: an element is one chain over `t` ascending that begins at what
     /// `grads` holds; so calls over rows `0..a`, then `a..b`, equal one call over rows `0..b`, bit for bit.
+    /// On a GPU the chain of `dW` takes sixteen rows at a time, counted from the call's first (a tensor core
+    /// adds them together): there this holds for `a` a multiple of sixteen.
     ///
     /// # Errors
     /// [`crate::Error`] when shapes disagree, or when `dW` and `db` overlap or leave `grads`.

@@ -9,6 +9,7 @@ use crate::error::{Result, check_len};
 use crate::linear::Linear;
 
 pub mod cpu;
+mod gpu;
 
 /// Loss and gradient of the supervised rows.
 #[derive(Debug)]

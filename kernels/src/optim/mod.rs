@@ -11,6 +11,7 @@ use crate::backend::{Backend, Buffer};
 use crate::error::{Error, Result, check_len};
 
 pub mod cpu;
+mod gpu;
 
 /// One due slot.
 #[repr(C)]

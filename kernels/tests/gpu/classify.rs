@@ -125,11 +125,13 @@ fn compare(b: &Emulated, case: &Case) {
         };
         let off = (f64::from(losses[i]) - loss).abs();
         assert!(off <= k * size, "row {i} {row:?}: loss {} for {loss}", losses[i]);
-        let steep = f64::from(row.weight * row.beta.max(1.0)) * (1.0 + t) * match kind {
-            // The derivative of focal's factor, itself a few roundings off.
-            Kind::Focal => (1.0 + f64::from(row.gamma)) * (1.0 + entropy),
-            _ => 1.0,
-        };
+        let steep = f64::from(row.weight * row.beta.max(1.0))
+            * (1.0 + t)
+            * match kind {
+                // The derivative of focal's factor, itself a few roundings off.
+                Kind::Focal => (1.0 + f64::from(row.gamma)) * (1.0 + entropy),
+                _ => 1.0,
+            };
         for (n, (got, want)) in dz[at].iter().zip(&gradient).enumerate() {
             // The formula of focal has no value at a loss of zero; there the loss is flat.
             let want = if want.is_nan() && loss == 0.0 { 0.0 } else { *want };
@@ -199,7 +201,10 @@ fn what_is_exact_is_exact() {
     // Far-out logits stay finite; a class that nobody believes in costs nothing.
     for row in [Row::hard(0, 1.0), Row::focal(3, 1.0, 0.5), Row::retain(None, 1.0)] {
         let (loss, dz) = run(fast(), &Case::one(row, &far, &far));
-        assert!(loss[0].is_finite() && dz.iter().all(|d| d.is_finite()), "{row:?}: {loss:?} {dz:?}");
+        assert!(
+            loss[0].is_finite() && dz.iter().all(|d| d.is_finite()),
+            "{row:?}: {loss:?} {dz:?}"
+        );
     }
     let masked = [f32::NEG_INFINITY, 1.0, 2.0];
     let (loss, _) = run(fast(), &Case::one(Row::retain(None, 1.0), &masked, &masked));
@@ -241,7 +246,10 @@ fn wrong_entries_are_refused_by_the_next_read_and_left_unwritten() {
         (Row::forget(None, 1.0, 1.0, -1.0), "the number 8"),
     ] {
         let told = told(wrong, true);
-        assert!(told.starts_with("class_loss: row 1: ") && told.contains(text), "{told} for {text}");
+        assert!(
+            told.starts_with("class_loss: row 1: ") && told.contains(text),
+            "{told} for {text}"
+        );
         assert!(Row::check_all(&[wrong], 3, true).is_err(), "the host takes {wrong:?}");
     }
     assert!(told(Row::retain(None, 1.0), false).contains("without a teacher, kind 3"));

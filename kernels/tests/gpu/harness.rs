@@ -26,6 +26,11 @@ pub(crate) fn checked() -> &'static Emulated {
     DEVICE.get_or_init(|| open(Mode::Checked, &[]))
 }
 
+/// For a test whose kernels refuse something: on a shared device the next read of any other test would be told.
+pub(crate) fn own() -> Emulated {
+    open(Mode::Fast, &[])
+}
+
 fn open(mode: Mode, faults: &[&str]) -> Emulated {
     let emulator = Emulator::open(mode, faults).unwrap_or_else(|error| panic!("{error}"));
     Gpu::new(emulator).unwrap()
@@ -156,17 +161,25 @@ impl Window {
 }
 
 /// Half a unit in the last place of 1 in `bf16`: one rounding is off by this times the value.
-const HALF_ULP: f64 = 1.0 / 256.0;
+pub(crate) const HALF_ULP: f64 = 1.0 / 256.0;
 
 /// Asserts that a `bf16` result is the `f64` reference, off by `k` roundings of `f32` on terms of absolute sum
 /// `scale` and one rounding to `bf16`; NaN never passes.
 pub(crate) fn within_bf16(what: &str, k: f64, got: &[f32], want: &[f32], scale: &[f64]) {
+    // The reference itself was rounded to f32 once.
+    let before: Vec<f64> = scale.iter().map(|s| (k + 1.0) * EPS * s).collect();
+    within_rounding(what, got, want, &before);
+}
+
+/// Asserts that a `bf16` result is the reference, off by `before`, an absolute error of each element, and then by
+/// one rounding to `bf16`; NaN never passes.
+pub(crate) fn within_rounding(what: &str, got: &[f32], want: &[f32], before: &[f64]) {
     assert_eq!(got.len(), want.len(), "{what}: lengths");
-    assert_eq!(got.len(), scale.len(), "{what}: scale");
-    for (i, ((g, w), s)) in got.iter().zip(want).zip(scale).enumerate() {
-        // The reference itself was rounded to f32 once.
-        let (w, sum) = (f64::from(*w), (k + 1.0) * EPS * s);
-        let (error, bound) = ((f64::from(*g) - w).abs(), HALF_ULP * (w.abs() + sum) + sum + 1e-37);
+    assert_eq!(got.len(), before.len(), "{what}: errors");
+    for (i, ((g, w), before)) in got.iter().zip(want).zip(before).enumerate() {
+        let w = f64::from(*w);
+        let (error, bound) =
+            ((f64::from(*g) - w).abs(), HALF_ULP * (w.abs() + before) + before + 1e-37);
         assert!(error <= bound, "{what}[{i}]: {g} for {w}: off by {error:e}, allowed {bound:e}");
     }
 }

@@ -174,7 +174,13 @@ fn compare(b: &Emulated, case: &Case, place: (usize, usize)) {
         let (truth, bounds) = (of(&truth.params), of(&bounds.params));
         let got = &ours.grads[at..at + len];
         let places = [(0, len)];
-        near_chains(&format!("{what}: {name}"), got, (before, &truth), &bounds, (case.rows, &places));
+        near_chains(
+            &format!("{what}: {name}"),
+            got,
+            (before, &truth),
+            &bounds,
+            (case.rows, &places),
+        );
     }
     let wanted = case.segments.iter().filter(|s| s.delta_grad_offset != Segment::NONE);
     let places: Vec<(usize, usize)> =

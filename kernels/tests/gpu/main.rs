@@ -7,7 +7,8 @@
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
-    reason = "a test stops at what it did not expect; its numbers are small"
+    clippy::float_cmp,
+    reason = "a test stops at what it did not expect; its numbers are small and exact"
 )]
 
 #[path = "../intent_case/mod.rs"]
@@ -19,9 +20,14 @@ mod tolerance;
 
 mod activation;
 mod classify;
+mod embedding;
 mod harness;
 mod intent;
+mod linear;
+mod loss;
 mod norm;
+mod optim;
 mod pool;
 mod random;
+mod record;
 mod rope;

@@ -49,7 +49,8 @@ impl Size {
 
     /// A sum of `terms` numbers in f32, in whatever order.
     fn sum(all: impl Iterator<Item = Self>, terms: usize) -> Self {
-        let mut total = all.fold(Self::default(), |a, b| Self::new(a.abs + b.abs, a.error + b.error));
+        let mut total =
+            all.fold(Self::default(), |a, b| Self::new(a.abs + b.abs, a.error + b.error));
         total.error += (terms + 8) as f64 * EPS * (total.abs + total.error);
         total
     }
@@ -92,9 +93,8 @@ impl Row<'_> {
     fn m(&self, unit: usize, i: usize) -> (f64, Size) {
         let outer = self.case.shape.product == Product::Outer;
         let d = self.case.shape.dim;
-        let column = |c: usize| {
-            self.params[self.case.offsets.w1 + unit * self.case.shape.columns() + c]
-        };
+        let column =
+            |c: usize| self.params[self.case.offsets.w1 + unit * self.case.shape.columns() + c];
         let mut value = column(i);
         let mut abs = value.abs();
         for j in if outer { 0..d } else { i..i + 1 } {
@@ -194,16 +194,20 @@ impl Bounds {
     /// Errors of one forward and of one backward from zero; the chains' own come on top.
     pub(super) fn new(case: &Case) -> Self {
         let (shape, input) = (case.shape, case.input::<f64>());
-        let (da, mut to) = (wide::<f64>(&case.da), Self {
-            logits: vec![0.0; case.rows * shape.intents],
-            dh: vec![0.0; case.rows * shape.dim],
-            params: vec![0.0; case.params.len()],
-            deltas: vec![0.0; case.delta_grads.len()],
-        });
+        let (da, mut to) = (
+            wide::<f64>(&case.da),
+            Self {
+                logits: vec![0.0; case.rows * shape.intents],
+                dh: vec![0.0; case.rows * shape.dim],
+                params: vec![0.0; case.params.len()],
+                deltas: vec![0.0; case.delta_grads.len()],
+            },
+        );
         for (row, h) in input.h.chunks(shape.dim).enumerate() {
-            let segment = case.segments.iter().find(|s| {
-                (s.row_start as usize..(s.row_start + s.rows) as usize).contains(&row)
-            });
+            let segment = case
+                .segments
+                .iter()
+                .find(|s| (s.row_start as usize..(s.row_start + s.rows) as usize).contains(&row));
             let place = |at: u64| (at != Segment::NONE).then_some(at as usize);
             let delta = segment.and_then(|s| place(s.delta_offset));
             let delta = delta.map(|at| &input.deltas[at..at + shape.delta_len()]);
