@@ -14,6 +14,8 @@
 #[allow(dead_code, reason = "of the CPU's tests")]
 #[path = "../attention_case/mod.rs"]
 mod attention_case;
+#[path = "../intent_case/mod.rs"]
+mod intent_case;
 #[path = "../naive/mod.rs"]
 mod naive;
 #[path = "../tolerance/mod.rs"]
@@ -21,8 +23,10 @@ mod tolerance;
 
 mod activation;
 mod attention;
+mod classify;
 mod embedding;
 mod harness;
+mod intent;
 mod linear;
 mod lora;
 mod lora_pack;
