@@ -119,12 +119,7 @@ impl<D: Device> Linear for Gpu<D> {
         if accumulate {
             self.start(&mut y, (rows, n), bias, residual)?;
         }
-        self.dense(
-            (rows, n, d),
-            (rows_operand(&x), weight.operand(0, true)),
-            &y,
-            accumulate,
-        )
+        self.dense((rows, n, d), (rows_operand(&x), weight.operand(0, true)), &y, accumulate)
     }
 
     fn linear_backward(&self, args: Backward<'_, Self>) -> Result<()> {

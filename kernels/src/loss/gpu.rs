@@ -72,7 +72,10 @@ impl<D: Device> Loss for Gpu<D> {
         let call = Call { gpu: self, head, layout, work, gradient: dx.is_some() };
         for first in (0..rows).step_by(ROWS) {
             let count = ROWS.min(rows - first);
-            let x = Operand { address: x.buf.address_at(x.start + first * x.stride), ..rows_operand(&x) };
+            let x = Operand {
+                address: x.buf.address_at(x.start + first * x.stride),
+                ..rows_operand(&x)
+            };
             for begin in (0..shape.out_dim).step_by(CHUNK) {
                 call.chunk((x, targets.arg_at(first)), count, begin)?;
             }

@@ -26,6 +26,11 @@ pub(crate) fn checked() -> &'static Emulated {
     DEVICE.get_or_init(|| open(Mode::Checked, &[]))
 }
 
+/// For refusals: the word in which a device notes one is shared by all who use it at the time.
+pub(crate) fn own() -> Emulated {
+    open(Mode::Fast, &[])
+}
+
 fn open(mode: Mode, faults: &[&str]) -> Emulated {
     let emulator = Emulator::open(mode, faults).unwrap_or_else(|error| panic!("{error}"));
     Gpu::new(emulator).unwrap()
