@@ -21,22 +21,22 @@ __device__ __forceinline__ void move8(bf16* to, bool to_vector, const T* from, b
   store8(to, v, n, to_vector);
 }
 
-// x[i] = table[ids[i]] (+ places[positions[i]]); `places` is null without learned positions.
+// x[i] = table[ids[i]] (+ places[positions[i]]); `positions` is null without learned ones.
 extern "C" __global__ void __launch_bounds__(THREADS)
     embedding_embed(const bf16* table, unsigned values, const unsigned* ids, const float* places, unsigned known,
                     const unsigned* positions, bf16* x, unsigned x_stride, int dim, unsigned long long* refused) {
   const int row = blockIdx.x, c = first_column(), n = dim - c;
   if (n <= 0) return;
-  const unsigned id = ids[row], position = places != nullptr ? positions[row] : 0;
+  const unsigned id = ids[row], position = positions != nullptr ? positions[row] : 0;
   const bool vector = dim % 8 == 0;  // whole buffers: rows of a multiple of eight are aligned
-  if (id >= values || (places != nullptr && position >= known)) {
+  if (id >= values || (positions != nullptr && position >= known)) {
     if (c == 0 && id >= values) refuse(refused, REFUSED_EMBED_ID, row, id);
     if (c == 0 && id < values) refuse(refused, REFUSED_EMBED_POSITION, row, position);
     return;
   }
   float v[8], p[8];
   load8(v, table + (size_t)id * dim + c, n, vector);
-  if (places != nullptr) {
+  if (positions != nullptr) {
     load8(p, places + (size_t)position * dim + c, n, vector);
 #pragma unroll
     for (int i = 0; i < 8; i++) v[i] += p[i];
@@ -134,10 +134,12 @@ extern "C" __global__ void __launch_bounds__(WARP)
     if (lane == 0 && blockIdx.y == 0) refuse(refused, REFUSED_LOOKUP_ID, row, id);
     return;
   }
+#ifndef FAULT_LOOKUP_OWNER
   for (int first = 0; first < row; first += WARP) {
     const int i = first + lane;
     if (__any_sync(ALL_LANES, i < row && ids[(size_t)i * ids_stride] == id)) return;
   }
+#endif
   const bool vector = aligned16(dx, dx_stride), to_vector = aligned16(grads, dim);
   float* to = grads + (size_t)id * dim + c;
   float sum[8], v[8];

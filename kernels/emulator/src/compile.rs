@@ -129,7 +129,7 @@ impl Builder {
         let flags: Vec<String> = FLAGS
             .iter()
             .map(ToString::to_string)
-            .chain(["-O2".into(), "-fvisibility=default".into()])
+            .chain(["-O3".into(), "-fvisibility=default".into()])
             .collect();
         let inputs = Inputs { files: &files, texts: &texts, flags: &flags, link: &["-ldl".into()] };
         self.library("runtime", &inputs)

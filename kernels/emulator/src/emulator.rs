@@ -22,7 +22,7 @@ const TEXT_BYTES: usize = 64 << 10;
 pub enum Mode {
     /// For results: finds divergence, deadlock and what poison shows.
     Fast,
-    /// About ten times slower: every load and store is looked at.
+    /// Several times slower: every load and store is looked at.
     Checked,
 }
 

@@ -89,11 +89,9 @@ pub(crate) struct Module {
 impl Module {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let library = open(path)?;
-        let statics: unsafe extern "C" fn(*mut *mut u8, *mut *mut u8) =
-            symbol(library, path, "emulator_statics")?;
-        let (mut begin, mut end) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: the function stores two addresses in the places given.
-        unsafe { statics(&raw mut begin, &raw mut end) };
+        let statics: *const [*mut u8; 2] = symbol(library, path, "emulator_statics")?;
+        // SAFETY: the symbol is a constant pair of addresses in a library that is never closed.
+        let [begin, end] = unsafe { *statics };
         Ok(Self { library, statics: (begin.addr(), end.addr()) })
     }
 

@@ -69,15 +69,21 @@ fn clean_kernels_have_no_finding_in_any_order() {
     }
 }
 
+/// Modules are opened, too, while launches of other threads run.
 #[test]
 fn launches_from_several_threads_do_not_disturb_each_other() {
-    let bench = Bench::new(Mode::Fast, &[]);
-    let alone = tile_product(&bench, 33, 40, 72);
-    std::thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| assert_eq!(tile_product(&bench, 33, 40, 72), alone));
-        }
-    });
+    for mode in [Mode::Fast, Mode::Checked] {
+        let alone = tile_product(&Bench::new(mode, &[]), 33, 40, 72);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    let bench = Bench::new(mode, &[]);
+                    row_sums(&bench);
+                    assert_eq!(tile_product(&bench, 33, 40, 72), alone);
+                });
+            }
+        });
+    }
 }
 
 #[test]

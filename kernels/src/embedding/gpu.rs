@@ -20,7 +20,6 @@ impl<D: Device> Embedding for Gpu<D> {
         let null = Arg::Pointer(0);
         let (places, known, at) = match positions {
             None => (null, 0, null),
-            // A table that holds no position has the null address: rows are refused by `known` all the same.
             Some((places, at)) => {
                 let known = places.len() / shape.in_dim.max(1);
                 (places.arg(), extent(op, "positions", known)?, at.arg())

@@ -6,6 +6,7 @@ use crate::error::{Result, check_len};
 use crate::linear::Linear;
 
 pub mod cpu;
+mod gpu;
 mod table;
 
 /// `X[i] = E[ids[i]] (+ P[positions[i]])`.

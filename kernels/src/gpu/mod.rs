@@ -17,15 +17,14 @@ use std::sync::Mutex;
 mod buf;
 mod launch;
 mod product;
+pub mod record;
 pub mod refusal;
 pub mod source;
-mod weight;
 mod workspace;
 
 pub use buf::GpuBuf;
 pub use launch::{Arg, Launch, MAX_ARGS, blocks, extent, window, window_mut};
 pub use product::{Operand, Output, OutputType, Product};
-pub use weight::Weight;
 pub use workspace::Workspace;
 
 /// One device: memory, copies and work on its single stream, in the order of the calls.

@@ -26,7 +26,7 @@ pub(crate) fn checked() -> &'static Emulated {
     DEVICE.get_or_init(|| open(Mode::Checked, &[]))
 }
 
-/// For refusals: the word in which a device notes one is shared by all who use it at the time.
+/// For a test whose kernels refuse something: on a shared device the next read of any other test would be told.
 pub(crate) fn own() -> Emulated {
     open(Mode::Fast, &[])
 }

@@ -7,7 +7,8 @@
     clippy::unwrap_used,
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
-    reason = "a test stops at what it did not expect; its numbers are small"
+    clippy::float_cmp,
+    reason = "a test stops at what it did not expect; its numbers are small and exact"
 )]
 
 #[path = "../naive/mod.rs"]
@@ -16,6 +17,7 @@ mod naive;
 mod tolerance;
 
 mod activation;
+mod embedding;
 mod harness;
 mod linear;
 mod loss;
@@ -23,4 +25,5 @@ mod norm;
 mod optim;
 mod pool;
 mod random;
+mod record;
 mod rope;

@@ -1,6 +1,6 @@
 //! Rotary positions against the reference, and their inverse.
 
-use crate::harness::{PLACES, Subject, Window, caught, checked, fast, rounded, within_bf16};
+use crate::harness::{PLACES, Subject, Window, caught, checked, fast, own, rounded, within_bf16};
 use crate::naive::{Naive, numbers, upload};
 use emulator::Mode;
 use kernels::Error;
@@ -70,13 +70,13 @@ fn rows_are_within_the_derived_bound() {
 
 #[test]
 fn a_position_outside_the_table_is_refused_by_the_next_read() {
-    let mut case = Case::new([5, 2, 16], PLACES[1], false);
+    let (b, mut case) = (own(), Case::new([5, 2, 16], PLACES[1], false));
     case.positions[3] = POSITIONS as u32;
     case.positions[4] = u32::MAX;
-    let error = run(fast(), &case).unwrap_err();
+    let error = run(&b, &case).unwrap_err();
     assert_eq!(error.to_string(), format!("rope: row 3: position {POSITIONS} is out of range"));
     case.positions = vec![0; 5];
-    assert!(run(fast(), &case).is_ok(), "a refusal is told once");
+    assert!(run(&b, &case).is_ok(), "a refusal is told once");
 }
 
 #[test]
