@@ -147,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       const int i = (q * THREADS + threadIdx.x) * 4;
       float g[4];
 #ifdef FAULT_OPTIM_TAIL
-      load4(g, grads + p.at + i, 4, p.vector);
+      load4(g, grads + p.at + i, i < p.len ? 4 : 0, p.vector);
 #else
       load4(g, grads + p.at + i, p.len - i, p.vector);
 #endif
