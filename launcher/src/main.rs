@@ -5,6 +5,7 @@
 mod adapters;
 mod bench;
 mod cli;
+mod device;
 mod doctor;
 mod env;
 mod evaluate_files;

@@ -1,10 +1,11 @@
 //! The individual stage of a run: users over ranks, adapters into the store.
 
 use super::Run;
+use crate::device::on;
 use crate::exit::Fails;
 use crate::plan::{Bounds, choose};
 use crate::watch::Progress;
-use kernels::{Cpu, Ops};
+use kernels::Ops;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use trainer::ids::{Step, UserId, UserKey};
@@ -44,7 +45,9 @@ pub(super) fn run(run: &Run<'_>, base: &MappedBase) -> anyhow::Result<End> {
     if everyone == 0 {
         return Ok(End::Complete);
     }
-    let end = tune(run, &run.network(Cpu, base)?, (base.hash().to_string(), &mine))?;
+    let end = on!(run.session.device, backend => {
+        tune(run, &run.network(backend, base)?, (base.hash().to_string(), &mine))
+    })?;
     run.events.emit(Event::StageFinished {
         stage: Stage::Individual,
         seconds: started.elapsed().as_secs_f64(),

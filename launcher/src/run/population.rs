@@ -1,11 +1,12 @@
 //! The population stage of a run: examples of the other users, the task adapter, the merged base.
 
 use super::Run;
+use crate::device::on;
 use crate::exit::Fails;
 use crate::plan::{Bounds, choose};
 use crate::watch::Progress;
 use anyhow::Context;
-use kernels::{Cpu, Ops};
+use kernels::Ops;
 use std::path::Path;
 use std::time::Instant;
 use trainer::comm::HostSync;
@@ -129,7 +130,9 @@ fn trained(
         seed: session.config.run.seed,
         num_shards: config.virtual_shards,
     };
-    let trained = train_on(run, &run.network(Cpu, &session.base)?, (sites, &task))?;
+    let trained = on!(session.device, backend => {
+        train_on(run, &run.network(backend, &session.base)?, (sites, &task))
+    })?;
     run.events.emit(Event::StageFinished {
         stage: Stage::Population,
         seconds: started.elapsed().as_secs_f64(),
@@ -208,6 +211,7 @@ fn write_overlay(run: &Run<'_>, store: &Path, key: UserKey, overlay: &Path) -> a
     let adapter = Store::open(store)?.get(&key)?;
     let base = &run.session.base;
     let changes = Merge::new(base.spec(), &adapter.sites, &adapter.spec, &adapter.params)?;
-    merge(&Cpu, base, changes.deltas(), overlay).context("merging the task adapter")?;
+    on!(run.session.device, backend => merge(&backend, base, changes.deltas(), overlay))
+        .context("merging the task adapter")?;
     Ok(())
 }

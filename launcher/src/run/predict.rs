@@ -1,12 +1,13 @@
 //! Predictions of one arm: users over ranks, answers gathered in one file.
 
 use super::Run;
+use crate::device::on;
 use crate::exit::Fails;
 use crate::labels::Labels;
 use crate::shown::Shown;
 use crate::watch::Progress;
 use anyhow::Context;
-use kernels::{Cpu, Ops};
+use kernels::Ops;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -58,7 +59,9 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
         _ => BTreeMap::new(),
     };
     let adapters = (store.as_ref(), &lender);
-    let lines = ask(run, arm, &run.network(Cpu, base)?, (&users, adapters))?;
+    let lines = on!(run.session.device, backend => {
+        ask(run, arm, &run.network(backend, base)?, (&users, adapters))
+    })?;
     // A rank that was stopped after its last group has stopped too: all ranks leave the same way.
     let stopped = u64::from(run.stop.load(Ordering::Relaxed));
     if run.comm.all_reduce_u64(trainer::comm::Reduce::Max, stopped)? > 0 {

@@ -1,10 +1,11 @@
 //! Texts about the users that the base writes itself (OPPU's PAG), before anything else is asked or trained.
 
 use super::Run;
+use crate::device::on;
 use crate::exit::Fails;
 use crate::watch::{Progress, say};
 use anyhow::Context;
-use kernels::{Cpu, Ops};
+use kernels::Ops;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -75,7 +76,9 @@ pub(super) fn run(run: &Run<'_>) -> anyhow::Result<End> {
 
 /// Writes the file of all users' texts; stopped, it leaves none.
 fn write_all(run: &Run<'_>, path: &Path) -> anyhow::Result<End> {
-    let written = write(run, &run.network(Cpu, &run.session.base)?)?;
+    let written = on!(run.session.device, backend => {
+        write(run, &run.network(backend, &run.session.base)?)
+    })?;
     let stopped = u64::from(written.is_none());
     if run.comm.all_reduce_u64(Reduce::Max, stopped)? > 0 {
         return Ok(End::Stopped);

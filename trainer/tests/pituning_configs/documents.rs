@@ -177,6 +177,10 @@ fn logs_and_their_arms() {
             "`population.early_stop.enabled`: = true, but data.validation = 0 leaves nothing to choose by",
         ),
         (
+            &["engine.device=cuda"],
+            "`engine.device`: = \"cuda\", but event models are trained on CPUs so far",
+        ),
+        (
             &["individual.tune=all", "individual.early_stop.enabled=true"],
             "`individual.early_stop.enabled`: = true, but nothing is held out where individual.tune = \"all\"",
         ),
