@@ -139,6 +139,17 @@ fn a_slot_does_not_depend_on_its_place_nor_on_the_others() {
 }
 
 #[test]
+fn the_order_of_warps_changes_nothing() {
+    let (b, (updates, slab)) = (own(), updates(&LENS, 1));
+    let slabs = Slabs::new(slab, LENS.len());
+    let plain = run(&b, &updates, &slabs).unwrap();
+    for seed in [1, 2, 3] {
+        b.device().set_order(seed);
+        run(&b, &updates, &slabs).unwrap().same(&plain);
+    }
+}
+
+#[test]
 fn a_gradient_that_is_not_finite_leaves_its_slot_alone() {
     let (updates, slab) = updates(&[9000, 5000, 70, 8], 2);
     for bad in [f32::NAN, f32::INFINITY, f32::MAX] {
