@@ -172,3 +172,33 @@ fn partly(story: &crate::story::Story, teacher: &[f64]) {
     let too_many = ["--set", "population.frozen_blocks=3", "--dry-run"];
     story.run(&too_many).must(3).says(&["population.frozen_blocks", "model.layers = 2"]);
 }
+
+/// What scripts/compare/pituning gives to PyTorch: everybody's steps, with as many losses, and as many parameters as said.
+#[test]
+fn what_is_tuned_can_be_dumped() {
+    let story = story();
+    let bench = ["bench", "tune", "--config", "config.toml", "--users", "4", "--repetitions", "1"];
+    let dump = [&bench[..], &["--dump", "case", "--json", "result.json"]].concat();
+    story.launcher(&dump).run().must(1).says(&["dropout"]);
+    assert!(!story.path("case").exists());
+    story.launcher(&[&dump[..], &["--set", "individual.dropout=0"]].concat()).run().must(0);
+    let json = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(story.path(name)).unwrap()).unwrap()
+    };
+    let (case, result) = (json("case/case.json"), json("result.json"));
+    let count = |value: &serde_json::Value| value.as_array().unwrap().len();
+    let number = |key: &str| usize::try_from(result[key].as_u64().unwrap()).unwrap();
+    assert_eq!((count(&case["people"]), number("users")), (4, 4));
+    let mut all = 0;
+    for person in case["people"].as_array().unwrap() {
+        let passes = person["passes"].as_array().unwrap();
+        let steps: usize = passes.iter().map(|pass| count(&pass["steps"])).sum();
+        let rates: usize = passes.iter().map(|pass| count(&pass["rates"])).sum();
+        assert_eq!((steps, rates), (count(&person["losses"]), steps), "{person}");
+        all += steps;
+    }
+    assert_eq!(all, number("one_by_one_steps"));
+    let size = |name: &str| std::fs::read(story.path("case").join(name)).unwrap().len() / 4;
+    assert_eq!(size("student.bin"), number("student_parameters"));
+    assert_eq!(size("adapters.bin"), 4 * number("own_parameters"));
+}
