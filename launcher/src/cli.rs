@@ -410,6 +410,10 @@ pub(crate) struct BenchTuneArgs {
     /// Times that both ways are taken, in turns.
     #[arg(long, default_value_t = 3)]
     pub(crate) repetitions: usize,
+    /// Writes the student, everybody's lessons, adapters at their start and losses to this folder, for
+    /// scripts/compare/pituning.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dump: Option<PathBuf>,
     /// Writes the result as JSON; `-` for standard output.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

@@ -115,6 +115,11 @@ fn keys_that_do_not_go_together_are_named() {
             "/dir/c.toml:7: `model.heads`: = 12 does not divide model.hidden = 100",
         ),
         (
+            "population",
+            "frozen_blocks = 13",
+            "/dir/c.toml:8: `population.frozen_blocks`: = 13, but model.layers = 12",
+        ),
+        (
             "distill",
             "heads = 5",
             "/dir/c.toml:8: `distill.heads`: = 5 does not divide distill.hidden = 384",

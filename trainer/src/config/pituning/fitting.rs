@@ -123,6 +123,11 @@ fn models(config: &EventConfig) -> Option<Fault> {
         let reason = format!("= {heads} does not divide {section}.hidden = {hidden}");
         (!hidden.is_multiple_of(heads)).then(|| (format!("{section}.heads"), reason))
     };
+    let frozen = config.population.frozen_blocks;
+    if frozen > model.layers {
+        let reason = format!("= {frozen}, but model.layers = {}", model.layers);
+        return fault("population.frozen_blocks", &reason);
+    }
     let teacher = uneven("model", model.hidden, model.heads);
     let student = || uneven("distill", student.hidden, student.heads);
     teacher.or_else(|| student().filter(|_| config.distill.enabled))
