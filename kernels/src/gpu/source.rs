@@ -29,6 +29,8 @@ macro_rules! headers {
 
 modules! {
     "activation",
+    "attention",
+    "attention_backward",
     "classify",
     "embedding",
     "intent",
@@ -36,15 +38,22 @@ modules! {
     "intent_outer",
     "linear",
     "loss",
+    "lora_expand",
+    "lora_gradient",
+    "lora_shrink",
     "norm",
     "optim",
     "pool",
     "random",
     "rope",
+    "shards",
 }
 
 headers! {
+    "attention.cuh",
+    "attention_tiles.cuh",
     "common.cuh",
+    "lora.cuh",
     "intent.cuh",
     "ptx.cuh",
     "random.cuh",

@@ -11,6 +11,9 @@
     reason = "a test stops at what it did not expect; its numbers are small and exact"
 )]
 
+#[allow(dead_code, reason = "of the CPU's tests")]
+#[path = "../attention_case/mod.rs"]
+mod attention_case;
 #[path = "../intent_case/mod.rs"]
 mod intent_case;
 #[path = "../naive/mod.rs"]
@@ -19,11 +22,14 @@ mod naive;
 mod tolerance;
 
 mod activation;
+mod attention;
 mod classify;
 mod embedding;
 mod harness;
 mod intent;
 mod linear;
+mod lora;
+mod lora_pack;
 mod loss;
 mod norm;
 mod optim;
