@@ -17,6 +17,7 @@ mod naive;
 mod tolerance;
 
 mod activation;
+mod device;
 mod embedding;
 mod harness;
 mod linear;
