@@ -151,12 +151,14 @@ class Toolkit:
 
 def read_assembler(report: str, kernels: dict[str, Kernel]) -> None:
     """Registers, memory and spills, from `ptxas -v`."""
-    kernel = Kernel()  # what is said of device functions that are not entries is nobody's
+    kernel = Kernel()
     for line in report.splitlines():
-        if found := re.search(r"Function properties for (\S+)", line):
+        if found := re.search(r"Compiling entry function '(\S+)'", line):
             kernel = kernels.setdefault(found[1], Kernel())
+        # Functions that an entry calls are told of below it: they are its own.
         if found := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
-            kernel.stack, kernel.spilled = int(found[1]), int(found[2]) + int(found[3])
+            kernel.stack += int(found[1])
+            kernel.spilled += int(found[2]) + int(found[3])
         if found := re.search(r"Used (\d+) registers", line):
             kernel.registers = int(found[1])
             shared = re.search(r"(\d+) bytes smem", line)
@@ -192,7 +194,7 @@ def measure(tools: Toolkit, source: pathlib.Path, arch: str) -> dict[str, Kernel
     kernels: dict[str, Kernel] = {}
     with tempfile.TemporaryDirectory() as folder:
         ptx, cubin, report = tools.compile(source, arch, pathlib.Path(folder))
-        read_assembler("\n".join(report.split("Compiling entry function")[1:]), kernels)
+        read_assembler(report, kernels)
         read_ptx(ptx.read_text(encoding="utf-8"), kernels)
         read_machine_code(tools.run("nvdisasm", "-c", cubin).stdout, kernels)
     return kernels
@@ -364,7 +366,7 @@ def print_list(outcome: Outcome) -> None:
     """Every kernel in a table for people."""
     columns = ["kernel", "arch", "threads", "registers", "shared", "dynamic", "warps of 64", *COUNTS]
     rows = []
-    for (module, name, arch), kernel in outcome.kernels.items():
+    for (module, name, arch), kernel in sorted(outcome.kernels.items()):
         dynamic = outcome.table[module][name].get("dynamic_shared", 0)
         numbers = [kernel.threads, kernel.registers, kernel.shared, dynamic, warps(kernel, arch, dynamic)]
         rows.append([f"{module}.{name}", arch, *map(str, numbers + [kernel.counts[what] for what in COUNTS])])
