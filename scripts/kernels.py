@@ -2,8 +2,8 @@
 """The device code through nvcc: `build` writes cubins and PTX, `check` holds the machine code to its limits.
 
 Called by scripts/build-kernels and scripts/check-kernels, which say how. Start at `main`; what a kernel is held to is
-in `COUNTS` (at least), `ceilings` (at most) and `FORBIDDEN` (never). Nothing here asks for a GPU or a driver, and no number here is a measurement
-of one: occupancy is computed from the compiler's figures and the architecture's published limits.
+in `COUNTS` (at least), `FORBIDDEN` (never) and `judge`. Nothing here asks for a GPU or a driver, and no number here was
+measured on one: occupancy is computed from the compiler's figures and the architecture's published limits.
 """
 
 import argparse
@@ -320,9 +320,10 @@ def examine(sources: list[pathlib.Path], limits: pathlib.Path, tools: Toolkit, j
     for source, task in nvrtc.items():
         if error := task.exception():
             outcome.findings.append(Finding(source.stem, "compute_80", "NVRTC", str(error)))
-    examined = {source.stem for source in sources}
+    failed = {finding.kernel for finding in outcome.findings if finding.what == "compilation"}
+    judged = {source.stem for source in sources} - failed
     for module, kernels in old.items():
-        if module not in examined and (folder / f"{module}.cu").is_file():
+        if module not in judged and (folder / f"{module}.cu").is_file():
             outcome.table[module] = kernels
             continue
         for name in kernels:
@@ -387,14 +388,15 @@ def check(options: argparse.Namespace, tools: Toolkit) -> int:
         print_list(outcome)
     for line in [*wrong, *map(str, outcome.findings)]:
         print(f"check-kernels: {line}", file=sys.stderr)
-    number = len({(module, name) for module, name, _ in outcome.kernels})
+    number = f"{len({(module, name) for module, name, _ in outcome.kernels})} kernels"
+    number += f" of {len({module for module, _, _ in outcome.kernels})} modules"
     seconds = time.monotonic() - began
     if wrong or outcome.findings:
-        print(f"check-kernels: {len(wrong) + len(outcome.findings)} findings in {number} kernels, {seconds:.0f} s", file=sys.stderr)
+        print(f"check-kernels: {len(wrong) + len(outcome.findings)} findings in {number}, {seconds:.0f} s", file=sys.stderr)
         if outcome.findings and not options.update:
             print(f"check-kernels: if they are meant: scripts/check-kernels --update, and commit {LIMITS.name}", file=sys.stderr)
         return 1
-    print(f"check-kernels: {number} kernels in {len(outcome.table)} modules within limits on {', '.join(ARCHITECTURES)}, {seconds:.0f} s")
+    print(f"check-kernels: {number} within limits on {', '.join(ARCHITECTURES)}, {seconds:.0f} s")
     return 0
 
 
@@ -465,7 +467,7 @@ def main() -> int:
     parser.add_argument("--arch", type=lambda text: text.split(","), default=ARCHITECTURES)
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "kernels")
     parser.add_argument("--names", action="store_true")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     try:
         return {"build": build, "check": check}[options.verb](options, Toolkit(options.home))
     except Failed as error:
