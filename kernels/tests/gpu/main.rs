@@ -24,6 +24,7 @@ mod tolerance;
 mod activation;
 mod attention;
 mod classify;
+mod device;
 mod embedding;
 mod harness;
 mod intent;

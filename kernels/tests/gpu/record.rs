@@ -1,5 +1,6 @@
 //! A recorded launch can be repeated on another device, with the same bytes.
 
+use crate::device::skipped_on_gpu;
 use crate::harness::fast;
 use crate::naive::{download, numbers, upload};
 use emulator::{Emulator, Mode};
@@ -10,6 +11,10 @@ use kernels::norm::{Norm, ParamGradient};
 
 #[test]
 fn launches_are_recorded_and_repeated() {
+    // Roots and exponentials of a GPU have other last bits.
+    if skipped_on_gpu("the same bytes from two devices") {
+        return;
+    }
     let folder = tempfile::tempdir().unwrap();
     let emulator = Emulator::open(Mode::Fast, &[]).unwrap();
     let b = Gpu::new(Recorder::new(emulator, folder.path()).unwrap()).unwrap();
