@@ -15,6 +15,18 @@ enum Refusal {
   REFUSED_POOL_OVERLAP,
   REFUSED_LABEL,
   REFUSED_UPDATE,
+  REFUSED_LORA_RANK,
+  REFUSED_LORA_SEGMENT,
+  REFUSED_INTENT_ORDER,
+  REFUSED_INTENT_END,
+  REFUSED_INTENT_DELTA,
+  REFUSED_INTENT_GRADIENT,
+  REFUSED_INTENT_OVERLAP,
+  REFUSED_CLASS_KIND,
+  REFUSED_CLASS_TARGET,
+  REFUSED_CLASS_SOFT,
+  REFUSED_CLASS_TEACHER,
+  REFUSED_CLASS_NUMBER,
 };
 
 constexpr int WARP = 32;
@@ -97,6 +109,27 @@ __device__ __forceinline__ void store8(float* p, const float (&v)[8], int n, boo
   }
 #pragma unroll
   for (int i = 0; i < 8; i++)
+    if (i < n) p[i] = v[i];
+}
+
+// Four neighbouring f32; those from the n-th on are zero. `vector` promises alignment to 16 bytes.
+__device__ __forceinline__ void load4(float (&v)[4], const float* p, int n, bool vector) {
+  if (vector && n >= 4) {
+    const uint4 q = ld16(p);
+    v[0] = __uint_as_float(q.x), v[1] = __uint_as_float(q.y), v[2] = __uint_as_float(q.z), v[3] = __uint_as_float(q.w);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) v[i] = i < n ? p[i] : 0.f;
+}
+
+__device__ __forceinline__ void store4(float* p, const float (&v)[4], int n, bool vector) {
+  if (vector && n >= 4) {
+    st16(p, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])));
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++)
     if (i < n) p[i] = v[i];
 }
 

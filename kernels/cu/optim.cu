@@ -3,8 +3,8 @@
 //   optim_norms (a block a slot)  norms and the numbers of the step       optim_update   the step, piece by piece
 //
 // A piece is PIECE elements of a slot, counted from the slot's first: who adds what does not depend on where the slot
-// lies or on other slots. Squares are added in f64, which is exact to the last bit of an f32 norm; one f64 operation for
-// four bytes read is far below what devices with full-rate f64 can do beside their memory (docs/kernels/optim.md).
+// lies or on other slots. Squares are added in f64: a square of an f32 is exact there, and what the sums lose lies far below
+// an f32 norm. One conversion and one f64 operation for four bytes read fit beside the memory (docs/kernels/optim.md).
 #include "common.cuh"
 
 constexpr int PLAN_THREADS = 1024;
@@ -147,7 +147,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       const int i = (q * THREADS + threadIdx.x) * 4;
       float g[4];
 #ifdef FAULT_OPTIM_TAIL
-      load4(g, grads + p.at + i, 4, p.vector);
+      load4(g, grads + p.at + i, i < p.len ? 4 : 0, p.vector);
 #else
       load4(g, grads + p.at + i, p.len - i, p.vector);
 #endif

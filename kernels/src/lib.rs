@@ -24,6 +24,7 @@ pub mod linear;
 pub mod lora;
 pub mod loss;
 mod math;
+pub mod nccl;
 pub mod norm;
 pub mod optim;
 pub mod pool;

@@ -49,8 +49,8 @@ pub(crate) enum Command {
     Verify(FolderArgs),
     /// Takes a user out of the folder of a run or a study, bytes and all.
     Forget(ForgetArgs),
-    /// Ranks, processors, MPI and libraries as this job sees them.
-    Doctor,
+    /// Ranks, processors, MPI, GPUs and libraries as this job sees them; whether ranks and GPUs talk, and how fast.
+    Doctor(DoctorArgs),
     /// Measurements.
     #[command(subcommand)]
     Bench(Bench),
@@ -59,6 +59,14 @@ pub(crate) enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+}
+
+/// How patient the doctor is.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Seconds after which an exchange between ranks, or between GPUs, counts as failed.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) timeout_s: u64,
 }
 
 /// A run by its config.
@@ -402,6 +410,10 @@ pub(crate) struct BenchTuneArgs {
     /// Times that both ways are taken, in turns.
     #[arg(long, default_value_t = 3)]
     pub(crate) repetitions: usize,
+    /// Writes the student, everybody's lessons, adapters at their start and losses to this folder, for
+    /// scripts/compare/pituning.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) dump: Option<PathBuf>,
     /// Writes the result as JSON; `-` for standard output.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,

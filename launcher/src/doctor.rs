@@ -1,74 +1,87 @@
-//! `launcher doctor`: is this one world of ranks, and what does each see.
+//! `launcher doctor`: is this one world of ranks, what does each see, do their GPUs talk, how fast.
+//!
+//! Every exchange has a time limit: a doctor that hangs tells nothing. Start reading at [`run`].
 
+mod gpu;
+mod limit;
+mod rates;
+
+use crate::cli::DoctorArgs;
 use crate::env::Env;
 use crate::exit::Exit;
 use crate::watch::print;
-use std::time::Instant;
+use limit::within;
+use std::time::{Duration, Instant};
+use trainer::comm::nccl::Machine;
 use trainer::comm::{Communicator, Reduce};
 
-/// Numbers gathered to sample the bandwidth between ranks.
-const SAMPLE: usize = 1 << 20;
-
-pub(crate) fn run(env: &Env, comm: &dyn Communicator) -> anyhow::Result<Exit> {
+pub(crate) fn run(args: &DoctorArgs, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Exit> {
     crate::threads(0, env)?;
-    let host =
-        std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "?".to_owned());
+    let limit = Duration::from_secs(args.timeout_s);
+    let machine = Machine::here();
+    let started = Instant::now();
+    let sum = within(limit, comm, "a first sum over all ranks", || {
+        comm.all_reduce_u64(Reduce::Sum, comm.rank() as u64 + 1)
+    })??;
+    let waited = started.elapsed();
+    let gpus = gpu::Gpus::look();
+    let seats = within(limit, comm, "choosing GPUs", || gpus.seats(comm, &machine))??;
     let mine = format!(
-        "rank {} of {} on {}: {} threads, {}",
+        "rank {} of {} on {}: {} threads, {}; {}",
         comm.rank(),
         comm.size(),
-        host.trim(),
+        machine.host,
         rayon::current_num_threads(),
-        kernels::cpu::vector_instructions()
+        kernels::cpu::vector_instructions(),
+        gpus.describe(seats[comm.rank()])
     );
-    let sum = comm.all_reduce_u64(Reduce::Sum, comm.rank() as u64 + 1)?;
+    let lines = within(limit, comm, "gathering what ranks see", || gather(comm, &mine))??;
     let expected = (comm.size() * (comm.size() + 1) / 2) as u64;
-    let rate = bandwidth(comm)?;
-    if let Some(lines) = comm.gather_bytes(0, mine.as_bytes())? {
-        for line in lines {
-            print(&String::from_utf8_lossy(&line));
+    let mut good = sum == expected;
+    let say = |text: &str| {
+        if comm.rank() == 0 {
+            print(text);
         }
-        print(&format!(
-            "one world of {} ranks; sum over ranks {sum}, expected {expected}",
-            comm.size()
-        ));
-        if comm.size() > 1 {
-            print(&format!(
-                "gathering {} MB from each rank to all: {rate:.2} GB/s into each",
-                SAMPLE * 4 / 1_000_000
-            ));
-        } else if env.started_by_mpi {
-            print(
-                "started by an MPI launcher, but alone: if you asked for more ranks, each is a world of its own; use the mpirun of the MPI this binary is linked with",
-            );
-        }
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        print(&format!("processors {processors}, ranks on this node {}", env.ranks_on_node));
-        print(&format!("cache {}", env.cache.display()));
-        print(&gpu());
+    };
+    lines.iter().for_each(|line| say(line));
+    say(&format!(
+        "one world of {} ranks; sum over ranks {sum}, expected {expected}, after {:.0} ms",
+        comm.size(),
+        waited.as_secs_f64() * 1e3
+    ));
+    if let Some(text) = separate(env, comm.size()) {
+        good = false;
+        say(&text);
     }
-    Ok(if sum == expected { Exit::Done } else { Exit::Verification })
+    if comm.size() > 1 {
+        let text = within(limit, comm, "sampling the host's bandwidth", || rates::host(comm))??;
+        say(&text);
+    }
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    say(&format!("processors {processors}, ranks on this node {}", seats[comm.rank()].local_size));
+    say(&format!("cache {}", env.cache.display()));
+    let libraries = within(limit, comm, "looking for CUDA libraries", || gpu::libraries(comm))??;
+    libraries.iter().for_each(|line| say(line));
+    // Every wait of NCCL has the limit itself; the exchanges between them wait for ranks that wait.
+    let (talk, text) =
+        within(limit * 6, comm, "letting GPUs talk", || gpus.talk(comm, &machine, &seats, limit))??;
+    say(&text);
+    Ok(if good && talk { Exit::Done } else { Exit::Verification })
 }
 
-/// Bytes a second into each rank.
-fn bandwidth(comm: &dyn Communicator) -> anyhow::Result<f64> {
-    let (mine, mut all) = (vec![1f32; SAMPLE], vec![0f32; SAMPLE * comm.size()]);
-    comm.barrier()?;
-    let started = Instant::now();
-    comm.all_gather_f32(&mine, &mut all)?;
-    #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
-    let bytes = (SAMPLE * (comm.size() - 1) * 4) as f64;
-    Ok(bytes / 1e9 / started.elapsed().as_secs_f64())
+/// Every rank's line, on every rank.
+fn gather(comm: &dyn Communicator, mine: &str) -> trainer::comm::Result<Vec<String>> {
+    let all = comm.all_gather_bytes(mine.as_bytes())?;
+    Ok(all.iter().map(|line| String::from_utf8_lossy(line).into_owned()).collect())
 }
 
-/// Libraries are looked for before anything of them is called: cudarc panics on a missing one.
-fn gpu() -> String {
-    let found = |there: bool| if there { "found" } else { "not found" };
-    let libraries = kernels::cuda::libraries();
-    format!(
-        "CUDA driver {}, NVRTC {}, NCCL {}; this version trains on CPUs alone",
-        found(libraries.driver),
-        found(libraries.nvrtc),
-        found(libraries.nccl)
-    )
+/// What to say if the launcher started more processes than this world has.
+fn separate(env: &Env, size: usize) -> Option<String> {
+    let started = env.ranks_in_job?;
+    (started > size).then(|| {
+        format!(
+            "SEPARATE WORLDS: the MPI launcher started {started} processes, but this world has {size}: {} worlds that do not know each other; use the mpirun (or srun --mpi) of the MPI this binary is linked with",
+            started.div_ceil(size)
+        )
+    })
 }

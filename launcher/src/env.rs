@@ -11,8 +11,8 @@ pub(crate) struct Env {
     pub(crate) cache: PathBuf,
     /// Whether a launcher (mpirun, srun with PMI) started this process as one of several.
     pub(crate) started_by_mpi: bool,
-    /// Processes of the job on this node, as far as its launcher says.
-    pub(crate) ranks_on_node: usize,
+    /// Processes that the MPI launcher started, if it says.
+    pub(crate) ranks_in_job: Option<usize>,
     /// Processors this process may use (affinity and cgroup), or `SLURM_CPUS_PER_TASK`.
     pub(crate) processors: usize,
 }
@@ -50,7 +50,7 @@ impl Env {
             cache,
             started_by_mpi: mpi.iter().any(|name| std::env::var_os(name).is_some()),
             processors: per_task.unwrap_or(share.max(1)),
-            ranks_on_node,
+            ranks_in_job: number("OMPI_COMM_WORLD_SIZE").or_else(|| number("PMI_SIZE")),
         }
     }
 

@@ -5,6 +5,7 @@
 mod adapters;
 mod bench;
 mod cli;
+mod device;
 mod doctor;
 mod env;
 mod evaluate_files;
@@ -86,7 +87,7 @@ fn dispatch(command: Command, env: &Env, comm: &dyn Communicator) -> anyhow::Res
             run(&args, Until::Evaluate, env, comm)
         }
         Command::Study(args) => study::run(&args, env, comm),
-        Command::Doctor => doctor::run(env, comm),
+        Command::Doctor(args) => doctor::run(&args, env, comm),
         Command::Prepare(args) => alone(comm, || prepare::run(&args)),
         Command::Export(args) => alone(comm, || adapters::export(&args, env)),
         Command::Import(args) => alone(comm, || adapters::import(&args, env)),
@@ -110,5 +111,9 @@ fn alone(
 /// Sizes the thread pool once: what the config says, or this rank's share of the processors.
 fn threads(wanted: usize, env: &Env) -> anyhow::Result<()> {
     let num_threads = if wanted == 0 { env.processors } else { wanted };
-    Ok(rayon::ThreadPoolBuilder::new().num_threads(num_threads).build_global()?)
+    // Were this thread outside of the pool, each op of a step would hand its work over and sleep until it is done.
+    Ok(rayon::ThreadPoolBuilder::new()
+        .num_threads(num_threads)
+        .use_current_thread()
+        .build_global()?)
 }

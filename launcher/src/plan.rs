@@ -1,10 +1,11 @@
 //! Sizes of a run: rows of a pack, users in flight, stored blocks, from the memory budget; and the
 //! forecast people see before anything starts.
 
+use crate::device::on;
 use crate::exit::{Exit, Fails};
 use crate::session::Session;
 use crate::watch::print;
-use kernels::Cpu;
+use kernels::Ops;
 use trainer::comm::Communicator;
 use trainer::config::Recompute;
 use trainer::model::activations::StepSize;
@@ -49,7 +50,7 @@ pub(crate) struct Bounds {
 ///
 /// # Errors
 /// When even the smallest plan does not fit, with the numbers.
-pub(crate) fn choose(net: &Network<Cpu>, bounds: Bounds) -> anyhow::Result<Sizes> {
+pub(crate) fn choose<B: Ops>(net: &Network<B>, bounds: Bounds) -> anyhow::Result<Sizes> {
     let rows = if bounds.pack_rows == 0 { AUTO_PACK_ROWS } else { bounds.pack_rows }
         .max(bounds.chunk_rows);
     let layers = net.spec().layers;
@@ -153,10 +154,12 @@ pub(crate) fn print_plan(session: &Session, comm: &dyn Communicator) -> anyhow::
     let users = index.personal.len();
     let mine = users.div_ceil(comm.size());
     let positions = config.prompt.max_length.min(spec.max_positions);
-    let net = Network::new(Cpu, &session.base, positions)?;
     let bounds = Bounds::of(session, mine);
     let hint = "raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens";
-    let sizes = choose(&net, bounds).input(hint)?;
+    let sizes = on!(session.device, backend => {
+        choose(&Network::new(backend, &session.base, positions)?, bounds)
+    })
+    .input(hint)?;
     let base = session.base.describe();
     let queries: usize = index.personal.iter().map(|u| u.num_queries).sum();
     let (mapped, adapter) = (gigabytes(session.base.mapped_bytes()), bounds.adapter_params);

@@ -1,19 +1,19 @@
 //! Everything a run stands on: config, folder, base, tokenizer, data, task. The same on every rank.
 
 use crate::cli::RunArgs;
+use crate::device::{Device, on};
 use crate::env::Env;
 use crate::exit::Fails;
 use crate::labels::Labels;
 use crate::shown::{Everybody, Shown};
 use anyhow::Context;
-use kernels::Cpu;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 use trainer::comm::Communicator;
 use trainer::config::{
-    Arm, Config, Document, PredictMode, ProfileSource, Recipe, Text, read_layers,
+    Arm, Config, DeviceKind, Document, PredictMode, ProfileSource, Recipe, Text, read_layers,
 };
 use trainer::data::{Dataset, Index, Item, OnBad, Source, UserRecord};
 use trainer::ids::{UserId, UserKey};
@@ -37,7 +37,7 @@ const DATA_HINT: &str = "docs/guides/data.md says what every reader expects";
 pub(crate) struct Session {
     pub(crate) config: Config,
     pub(crate) folder: PathBuf,
-
+    pub(crate) device: Device,
     pub(crate) base: MappedBase,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) data: Dataset,
@@ -59,7 +59,7 @@ pub(crate) struct Session {
 /// What a session may take over from the one before it instead of reading it again.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
-    base: Option<(trainer::config::Base, MappedBase, Tokenizer)>,
+    base: Option<(trainer::config::Base, DeviceKind, Device, MappedBase, Tokenizer)>,
     data: Option<(Source, bool, Dataset)>,
 }
 
@@ -106,10 +106,15 @@ impl Session {
         comm: &dyn Communicator,
         loaded: Loaded,
     ) -> anyhow::Result<Self> {
-        let before = loaded.base.filter(|(base, ..)| *base == config.base);
-        let (base, tokenizer) = match before {
-            Some((_, base, tokenizer)) => (base, tokenizer),
-            None => base_of(&config, env)?,
+        let place = config.engine.device;
+        let before = loaded.base.filter(|(base, at, ..)| (base, *at) == (&config.base, place));
+        let (device, base, tokenizer) = match before {
+            Some((.., device, base, tokenizer)) => (device, base, tokenizer),
+            None => {
+                let device = Device::open(place, env, comm)?;
+                let (base, tokenizer) = base_of(&config, &device, env)?;
+                (device, base, tokenizer)
+            }
         };
         let (source, strict) = (crate::source::of(&config)?, config.data.strict);
         let data = match loaded.data.filter(|(s, on, _)| *s == source && *on == strict) {
@@ -143,6 +148,7 @@ impl Session {
         let folder = config.run.out_dir.clone();
         let session = Self {
             folder,
+            device,
             base,
             tokenizer,
             data,
@@ -167,7 +173,13 @@ impl Session {
         let source = crate::source::of(&self.config).ok();
         Loaded {
             data: source.map(|source| (source, self.config.data.strict, self.data)),
-            base: Some((self.config.base, self.base, self.tokenizer)),
+            base: Some((
+                self.config.base,
+                self.config.engine.device,
+                self.device,
+                self.base,
+                self.tokenizer,
+            )),
         }
     }
 
@@ -305,13 +317,7 @@ impl Session {
 
     /// What the run is made of, for resume and for the reader of the folder.
     pub(crate) fn manifest(&self, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Manifest> {
-        let environment = BTreeMap::from([
-            ("launcher".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-            ("ranks".to_owned(), comm.size().to_string()),
-            ("threads_per_rank".to_owned(), rayon::current_num_threads().to_string()),
-            ("vector_instructions".to_owned(), kernels::cpu::vector_instructions().to_owned()),
-            ("processors".to_owned(), env.processors.to_string()),
-        ]);
+        let environment = environment(env, comm);
         let config: toml::Table = self.config.to_toml()?.parse()?;
         let mut binding = json!(config);
         remove_placement(&mut binding);
@@ -358,11 +364,12 @@ fn adapters(config: &Config, base: &BaseSpec) -> anyhow::Result<(Vec<AdapterSpec
 }
 
 /// Base and tokenizer. The ranks of a node take turns: the first converts, the others find the file.
-fn base_of(config: &Config, env: &Env) -> anyhow::Result<(MappedBase, Tokenizer)> {
+fn base_of(config: &Config, device: &Device, env: &Env) -> anyhow::Result<(MappedBase, Tokenizer)> {
     let cache = config.base.cache_dir.clone().unwrap_or_else(|| env.cache.join("prepared"));
     let hint = "scripts/setup fetches the model the shipped configs use";
     let source = trainer::model::weights::open(&config.base.path).input(hint)?;
-    let base = MappedBase::load(&Cpu, source.as_ref(), &cache).input(hint)?;
+    let base =
+        on!(*device, backend => MappedBase::load(&backend, source.as_ref(), &cache)).input(hint)?;
     let tokenizer = Tokenizer::open(&config.base.path, base.spec()).input(hint)?;
     Ok((base, tokenizer))
 }
@@ -437,4 +444,15 @@ fn nobody(config: &Config, index: &Index) -> anyhow::Error {
             index.quarantined.len()
         ),
     }
+}
+
+/// Where a run was made, for the reader of its folder.
+pub(crate) fn environment(env: &Env, comm: &dyn Communicator) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("launcher".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+        ("ranks".to_owned(), comm.size().to_string()),
+        ("threads_per_rank".to_owned(), rayon::current_num_threads().to_string()),
+        ("vector_instructions".to_owned(), kernels::cpu::vector_instructions().to_owned()),
+        ("processors".to_owned(), env.processors.to_string()),
+    ])
 }

@@ -17,6 +17,7 @@ use crate::backend::{Backend, Buffer, Mat, MatMut};
 use crate::error::{Error, Result, check_eq, check_len};
 
 pub mod cpu;
+mod gpu;
 
 /// One sequence of queries and what they attend to; rows count from the windows' first row.
 #[repr(C)]

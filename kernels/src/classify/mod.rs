@@ -13,6 +13,7 @@ use crate::backend::{Backend, Buffer};
 use crate::error::{Error, Result, check_len};
 
 pub mod cpu;
+mod gpu;
 
 /// What a row is trained for; `w` is [`Row::weight`], the losses written are those without `w`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@
 use crate::backend::{Backend, Element};
 use crate::error::{Error, Result, check_len};
 use std::fmt::Debug;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 mod buf;
 mod launch;
@@ -85,9 +85,18 @@ pub trait Device: Send + Sync + Debug + 'static {
     fn product(&self, product: &Product) -> Result<()>;
 }
 
-/// The backend on a device.
+/// The backend on a device; clones are the same device.
 #[derive(Debug)]
-pub struct Gpu<D: Device> {
+pub struct Gpu<D: Device>(Arc<Parts<D>>);
+
+impl<D: Device> Clone for Gpu<D> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+#[derive(Debug)]
+struct Parts<D: Device> {
     device: D,
     /// The word in which kernels note what they refuse.
     refused: D::Memory,
@@ -102,12 +111,12 @@ impl<D: Device> Gpu<D> {
     /// [`Error::Backend`] when the device has no memory left.
     pub fn new(device: D) -> Result<Self> {
         let refused = device.alloc(size_of::<u64>())?;
-        Ok(Self { device, refused, scratch: Mutex::new(None) })
+        Ok(Self(Arc::new(Parts { device, refused, scratch: Mutex::new(None) })))
     }
 
     /// The device below.
     pub fn device(&self) -> &D {
-        &self.device
+        &self.0.device
     }
 
     /// Queues a kernel; a grid without blocks is nothing to do.
@@ -116,7 +125,7 @@ impl<D: Device> Gpu<D> {
     /// As [`Device::launch`]; [`Error::Backend`] when the grid or the arguments exceed what CUDA takes.
     pub fn launch(&self, launch: Launch<'_>) -> Result<()> {
         launch.check()?;
-        if launch.grid.contains(&0) { Ok(()) } else { self.device.launch(&launch) }
+        if launch.grid.contains(&0) { Ok(()) } else { self.0.device.launch(&launch) }
     }
 
     /// Queues a product; one without rows or columns is nothing to do.
@@ -130,7 +139,7 @@ impl<D: Device> Gpu<D> {
         if product.k == 0 {
             return Err(Error::Shape { op: "product", what: "k", expected: 1, got: 0 });
         }
-        self.device.product(product)
+        self.0.device.product(product)
     }
 
     /// `dst[dst_offset..][..len] = src[src_offset..][..len]` on the device, in elements.
@@ -149,7 +158,7 @@ impl<D: Device> Gpu<D> {
             (Some(to), Some(from)) if len > 0 => {
                 let size = size_of::<T>();
                 let (to, from) = ((to, dst_offset * size), (from, src_offset * size));
-                self.device.copy(to, from, len * size)
+                self.0.device.copy(to, from, len * size)
             }
             _ => Ok(()),
         }
@@ -157,7 +166,7 @@ impl<D: Device> Gpu<D> {
 
     /// The argument through which a kernel notes a refusal ([`refusal`]).
     pub fn refusal(&self) -> Arg {
-        Arg::Pointer(self.device.address(&self.refused))
+        Arg::Pointer(self.0.device.address(&self.0.refused))
     }
 
     /// Scratch memory in `N` pieces of the given bytes, each aligned to 256, of undefined content; held by this
@@ -166,7 +175,7 @@ impl<D: Device> Gpu<D> {
     /// # Errors
     /// [`Error::Backend`] when there is not enough memory.
     pub fn workspace<const N: usize>(&self, bytes: [usize; N]) -> Result<Workspace<'_, D, N>> {
-        Workspace::take(&self.device, &self.scratch, bytes)
+        Workspace::take(&self.0.device, &self.0.scratch, bytes)
     }
 
     /// Refuses what kernels have noted since the last call; waits for the device.
@@ -175,11 +184,11 @@ impl<D: Device> Gpu<D> {
     /// [`Error::Routing`] naming operation, row and value.
     pub fn check_refusal(&self) -> Result<()> {
         let mut word = [0; size_of::<u64>()];
-        self.device.read(&self.refused, 0, &mut word)?;
+        self.0.device.read(&self.0.refused, 0, &mut word)?;
         match refusal::decode(u64::from_le_bytes(word)) {
             None => Ok(()),
             Some(error) => {
-                self.device.zero(&self.refused, 0, size_of::<u64>())?;
+                self.0.device.zero(&self.0.refused, 0, size_of::<u64>())?;
                 Err(error)
             }
         }
@@ -191,14 +200,14 @@ impl<D: Device> Backend for Gpu<D> {
     type Buf<T: Element> = GpuBuf<D, T>;
 
     fn alloc<T: Element>(&self, len: usize) -> Result<GpuBuf<D, T>> {
-        GpuBuf::alloc(&self.device, len)
+        GpuBuf::alloc(&self.0.device, len)
     }
 
     fn write<T: Element>(&self, dst: &mut GpuBuf<D, T>, offset: usize, src: &[T]) -> Result<()> {
         check_len("write", "dst", offset.saturating_add(src.len()), dst.length())?;
         match dst.memory() {
             Some(to) if !src.is_empty() => {
-                self.device.write(to, offset * size_of::<T>(), bytemuck::cast_slice(src))
+                self.0.device.write(to, offset * size_of::<T>(), bytemuck::cast_slice(src))
             }
             _ => Ok(()),
         }
@@ -210,7 +219,7 @@ impl<D: Device> Backend for Gpu<D> {
             && !dst.is_empty()
         {
             let to = bytemuck::cast_slice_mut(dst);
-            self.device.read(from, offset * size_of::<T>(), to)?;
+            self.0.device.read(from, offset * size_of::<T>(), to)?;
         }
         self.check_refusal()
     }
@@ -219,7 +228,7 @@ impl<D: Device> Backend for Gpu<D> {
         check_len("zero", "dst", offset.saturating_add(len), dst.length())?;
         match dst.memory() {
             Some(to) if len > 0 => {
-                self.device.zero(to, offset * size_of::<T>(), len * size_of::<T>())
+                self.0.device.zero(to, offset * size_of::<T>(), len * size_of::<T>())
             }
             _ => Ok(()),
         }

@@ -29,18 +29,32 @@ macro_rules! headers {
 
 modules! {
     "activation",
+    "attention",
+    "attention_backward",
+    "classify",
     "embedding",
+    "intent",
+    "intent_gradient",
+    "intent_outer",
     "linear",
     "loss",
+    "lora_expand",
+    "lora_gradient",
+    "lora_shrink",
     "norm",
     "optim",
     "pool",
     "random",
     "rope",
+    "shards",
 }
 
 headers! {
+    "attention.cuh",
+    "attention_tiles.cuh",
     "common.cuh",
+    "lora.cuh",
+    "intent.cuh",
     "ptx.cuh",
     "random.cuh",
 }

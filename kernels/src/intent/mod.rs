@@ -21,6 +21,7 @@ use crate::error::{Error, Result, check_len};
 
 mod chain;
 pub mod cpu;
+mod gpu;
 mod gradient;
 mod row;
 

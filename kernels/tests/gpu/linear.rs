@@ -1,7 +1,7 @@
 //! Products with weights, what is added to them, weights that train and their gradients.
 
 use crate::harness::{
-    Emulated, HALF_ULP, PLACES, Subject, Window, caught, checked, fast, rounded, within_bf16,
+    Emulated, HALF_ULP, PLACES, Subject, Window, caught, checked, fast, own, rounded, within_bf16,
     within_rounding,
 };
 use crate::naive::{Naive, download, numbers, upload};
@@ -299,6 +299,16 @@ fn an_element_of_a_gradient_does_not_depend_on_the_tile() {
     };
     let few = Case { dy, ..Case::new((rows, d, outputs.len()), PLACES[2], 1) };
     same_bits("few outputs", &gradient(fast(), &few, 0..rows, &part(&all)), &part(&whole));
+}
+
+#[test]
+fn the_order_of_warps_changes_nothing() {
+    let (b, case) = (own(), Case::new((97, 70, 66), PLACES[0], 1));
+    let plain = gradient(&b, &case, 0..97, &before(&case));
+    for seed in [1, 2, 3] {
+        b.device().set_order(seed);
+        same_bits("another order", &gradient(&b, &case, 0..97, &before(&case)), &plain);
+    }
 }
 
 #[test]

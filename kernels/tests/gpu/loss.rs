@@ -96,6 +96,25 @@ fn try_run<B: Loss + Subject>(
     case: &Case,
     gradient: bool,
 ) -> Result<(Vec<f32>, Vec<f32>), Error> {
+    run_and(b, case, gradient, || Ok(()))
+}
+
+/// What a refused call leaves behind.
+fn run_refused(b: &Emulated, case: &Case) -> (Vec<f32>, Vec<f32>) {
+    let then = || {
+        assert!(b.check_refusal().is_err(), "nothing was refused");
+        Ok(())
+    };
+    run_and(b, case, true, then).unwrap()
+}
+
+/// Calls `then` before it reads the results.
+fn run_and<B: Loss + Subject>(
+    b: &B,
+    case: &Case,
+    gradient: bool,
+    then: impl FnOnce() -> Result<(), Error>,
+) -> Result<(Vec<f32>, Vec<f32>), Error> {
     let shape = Shape { in_dim: case.window.width, out_dim: case.vocab };
     let mut prepared = vec![0.0; b.prepared_len(shape)];
     b.prepare(shape, Layout::OutIn, &case.head, &mut prepared).unwrap();
@@ -119,6 +138,7 @@ fn try_run<B: Loss + Subject>(
         work: &mut work,
         rows,
     })?;
+    then()?;
     let mut got = vec![0.0; rows];
     b.read(&losses, 0, &mut got)?;
     Ok((got, case.window.result(b, &dx)))
@@ -177,27 +197,41 @@ fn rows_do_not_see_each_other() {
 #[test]
 fn losses_alone_have_the_same_bits() {
     let case = Case::new((5, 24, 4200), PLACES[0]);
-    let mut quiet = case.clone();
-    quiet.window = Window::new(5, 24, PLACES[0]);
-    let (with, _) = run(fast(), &case);
-    let shape_only = try_run(fast(), &quiet, false).unwrap().0;
-    same_bits("losses", &shape_only, &with);
+    let with = run(fast(), &case).0;
+    let (alone, dx) = try_run(fast(), &case, false).unwrap();
+    same_bits("losses", &alone, &with);
+    assert!(dx.iter().all(|v| v.is_nan()), "a gradient that nobody asked for");
+}
+
+#[test]
+fn the_order_of_warps_changes_nothing() {
+    let (b, case) = (own(), Case::new((3, 24, 4200), PLACES[0]));
+    let plain = run(&b, &case);
+    for seed in [1, 2, 3] {
+        b.device().set_order(seed);
+        let (losses, dx) = run(&b, &case);
+        same_bits("losses in another order", &losses, &plain.0);
+        same_bits("dx in another order", &dx, &plain.1);
+    }
 }
 
 #[test]
 fn a_target_outside_the_vocabulary_is_refused_and_its_row_left_alone() {
+    let b = own();
     for vocab in [50, 4100] {
         let mut case = Case::new((4, 16, vocab), PLACES[0]);
-        let whole = run(fast(), &case);
+        let whole = run(&b, &case);
         case.targets[2] = vocab as u32;
-        let b = &own();
-        let error = try_run(b, &case, true).unwrap_err().to_string();
-        assert_eq!(error, format!("head_loss: row 2: target {vocab} is out of range"));
-        // Once told, it is over; the rows beside it are what they were.
-        case.targets[2] = 0;
-        let again = run(b, &case);
-        same_bits("losses before", &again.0[..2], &whole.0[..2]);
-        same_bits("dx after", &again.1[48..], &whole.1[48..]);
+        let told = |error: Error| error.to_string();
+        let error = try_run(&b, &case, true).map(|_| ()).map_err(told);
+        assert_eq!(error, Err(format!("head_loss: row 2: target {vocab} is out of range")));
+        // The rows beside it are what they were, it is still poison.
+        let (losses, dx) = run_refused(&b, &case);
+        for row in [0, 1, 3] {
+            same_bits("loss beside", &losses[row..=row], &whole.0[row..=row]);
+            same_bits("dx beside", &dx[row * 16..][..16], &whole.1[row * 16..][..16]);
+        }
+        assert!(losses[2].is_nan() && dx[32..48].iter().all(|v| v.is_nan()));
     }
 }
 

@@ -11,16 +11,26 @@
     reason = "a test stops at what it did not expect; its numbers are small and exact"
 )]
 
+#[allow(dead_code, reason = "of the CPU's tests")]
+#[path = "../attention_case/mod.rs"]
+mod attention_case;
+#[path = "../intent_case/mod.rs"]
+mod intent_case;
 #[path = "../naive/mod.rs"]
 mod naive;
 #[path = "../tolerance/mod.rs"]
 mod tolerance;
 
 mod activation;
+mod attention;
+mod classify;
 mod device;
 mod embedding;
 mod harness;
+mod intent;
 mod linear;
+mod lora;
+mod lora_pack;
 mod loss;
 mod norm;
 mod optim;

@@ -1,5 +1,6 @@
 //! Measurements through the whole engine; the operations' own are `cargo bench -p kernels`.
 
+mod case;
 mod predict;
 mod train;
 mod tune;

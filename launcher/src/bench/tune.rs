@@ -4,6 +4,7 @@
 //! steps and last loss must be the same bits. One after another has buffers of its own that hold one micro-batch, so
 //! that it is not slowed by memory it does not need. Start reading at [`run`].
 
+use super::case::{Case, Losses};
 use super::{cpu_seconds, peak_rss_bytes, report};
 use crate::cli::{BenchTuneArgs, RunArgs};
 use crate::env::Env;
@@ -68,6 +69,11 @@ pub(super) fn run(
         );
     }
     anyhow::ensure!(taken[0][0].results.len() == people.len(), "somebody was not tuned");
+    if let Some(folder) = &args.dump {
+        let losses = &taken[1][0].losses;
+        let case = Case { session: &session, student: &student, tuning: &tuning, losses };
+        case.write(folder, &people)?;
+    }
     let result = summary(&session, people.len(), (together, &taken))?;
     report(&result, args.json.as_deref())?;
     Ok(Exit::Done)
@@ -196,6 +202,7 @@ struct Tally {
     rows: usize,
     steps: usize,
     results: BTreeMap<UserId, Own>,
+    losses: Losses,
 }
 
 impl Watch for Tally {
@@ -205,8 +212,12 @@ impl Watch for Tally {
         self.packed = Some(Instant::now());
     }
 
-    fn step(&mut self, _: &Trainee, _: f32, _: f32) {
+    fn step(&mut self, trainee: &Trainee, loss: f32, _: f32) {
         self.steps += 1;
+        match self.losses.get_mut(trainee.user()) {
+            Some(losses) => losses.push(loss),
+            None => drop(self.losses.insert(trainee.user().clone(), vec![loss])),
+        }
         if let Some(packed) = self.packed.take() {
             self.update_seconds += packed.elapsed().as_secs_f64();
         }

@@ -79,6 +79,7 @@ pub(super) fn population(course: &Course<'_>) -> anyhow::Result<Option<ModelFile
         recipe: &config.training,
         losses: Vec::new(),
         reconstruction,
+        frozen: config.frozen_blocks,
         key,
         folder: course.path("population"),
     };
@@ -114,6 +115,7 @@ pub(super) fn student(
         recipe: &config.training,
         losses: distilled(&windows, &logits, terms),
         reconstruction: None,
+        frozen: 0,
         key,
         folder: course.path("student"),
     };
@@ -131,6 +133,8 @@ struct Job<'a> {
     recipe: &'a Recipe,
     losses: Vec<ClassLoss>,
     reconstruction: Option<Reconstruction>,
+    /// Lowest blocks that stay as they are.
+    frozen: usize,
     key: [u32; 2],
     folder: PathBuf,
 }
@@ -144,7 +148,7 @@ fn train(
 ) -> anyhow::Result<Option<ModelFile>> {
     let (session, started) = (course.session, Instant::now());
     let config = &session.config.population;
-    let mut net = EventNetwork::new(Cpu, job.spec.clone())?;
+    let mut net = EventNetwork::partly(Cpu, job.spec.clone(), job.frozen)?;
     let shards = shards_of(course.comm.rank(), course.comm.size(), config.virtual_shards).len();
     let rows = session.pack_rows();
     let bytes = WholeTrainer::bytes(&net, rows, shards);
@@ -157,7 +161,7 @@ fn train(
     let config_hash = session.config.result_hash()?.to_string();
     let state = load_checkpoint(&checkpoint, &config_hash)
         .input("delete the checkpoint to train this stage from its beginning")?;
-    let state = state.unwrap_or_else(|| State::new(params));
+    let state = state.unwrap_or_else(|| State::partly(params, net.places().frozen()));
     course.comm.barrier()?;
     let steps = windows.len().div_ceil(job.recipe.batch_size as usize) * job.recipe.epochs as usize;
     let events: u64 = windows.iter().map(|w| w.prompt_len as u64).sum();
@@ -315,7 +319,8 @@ pub(super) fn print_plan(session: &EventSession, comm: &dyn Communicator) -> any
         .lists()
         .first()
         .map_or(of(&session.student), |l| l.params(session.lora.lora_rank as usize));
-    let net = EventNetwork::new(Cpu, session.teacher.clone())?;
+    let frozen = config.population.frozen_blocks;
+    let net = EventNetwork::partly(Cpu, session.teacher.clone(), frozen)?;
     let shards = shards_of(0, comm.size(), config.population.virtual_shards).len();
     let bytes = WholeTrainer::bytes(&net, session.pack_rows(), shards);
     print(&format!(
@@ -323,7 +328,7 @@ pub(super) fn print_plan(session: &EventSession, comm: &dyn Communicator) -> any
          columns           {}\n\
          intents           {}\n\
          windows           {train} for training, {test} for the test, at most {} events\n\
-         population model  {} parameters\n\
+         population model  {} parameters, {} of them trained\n\
          student           {} parameters\n\
          a person's part   {own} parameters\n\
          ranks             {} with {} threads\n\
@@ -331,7 +336,8 @@ pub(super) fn print_plan(session: &EventSession, comm: &dyn Communicator) -> any
         columns.join(", "),
         vocabulary.intents.len(),
         config.model.window,
-        of(&session.teacher),
+        net.places().len(),
+        net.places().trained(),
         of(&session.student),
         comm.size(),
         rayon::current_num_threads(),
@@ -357,7 +363,7 @@ pub(crate) fn bench(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyho
         return print_plan(&session, comm);
     }
     let mut lines = vec![format!(
-        "{:<18}{:>14}{:>14}{:>16}{:>16}",
+        "{:<20}{:>14}{:>14}{:>16}{:>16}",
         "model", "parameters", "tuned", "one window", "tuning memory"
     )];
     let own = session.lists.lists().first().map(|l| l.params(session.lora.lora_rank as usize));
@@ -368,6 +374,12 @@ pub(crate) fn bench(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyho
         let rows = spec.window * session.config.individual.training.batch_size as usize;
         let whole = WholeTrainer::bytes(&net, rows, 1);
         lines.push(row(name, len, len, seconds, whole));
+        let frozen = session.config.population.frozen_blocks;
+        if name == "population model" && frozen > 0 {
+            let net = EventNetwork::partly(Cpu, spec.clone(), frozen)?;
+            let bytes = WholeTrainer::bytes(&net, rows, 1);
+            lines.push(row("population, partly", len, net.places().trained(), seconds, bytes));
+        }
         if let Some(own) = own.filter(|_| name == "student") {
             let size = StepSize { rows, stored_blocks: spec.layers, backward: true };
             let bytes = EventStepper::bytes(&net, size, 1) + own * 16 + len * 4;
@@ -380,7 +392,7 @@ pub(crate) fn bench(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyho
 
 fn row(name: &str, len: usize, tuned: usize, seconds: f64, bytes: usize) -> String {
     let (latency, memory) = (seconds * 1e3, gigabytes(bytes) * 1e3);
-    format!("{name:<18}{len:>14}{tuned:>14}{latency:>13.3} ms{memory:>13.1} MB")
+    format!("{name:<20}{len:>14}{tuned:>14}{latency:>13.3} ms{memory:>13.1} MB")
 }
 
 /// Median seconds of one person's one window, after a warm-up.

@@ -3,7 +3,6 @@
 use crate::env::Env;
 use crate::exit::Fails;
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use trainer::comm::Communicator;
 use trainer::config::Effect;
@@ -125,13 +124,7 @@ impl EventSession {
 
     /// What the run is made of, for resume and for the reader of the folder.
     pub(crate) fn manifest(&self, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Manifest> {
-        let environment = BTreeMap::from([
-            ("launcher".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-            ("ranks".to_owned(), comm.size().to_string()),
-            ("threads_per_rank".to_owned(), rayon::current_num_threads().to_string()),
-            ("vector_instructions".to_owned(), kernels::cpu::vector_instructions().to_owned()),
-            ("processors".to_owned(), env.processors.to_string()),
-        ]);
+        let environment = crate::session::environment(env, comm);
         let config: toml::Table = self.config.to_toml()?.parse()?;
         let mut binding = json!(config);
         // Where things lie and how work is laid out may change between two starts of one run.

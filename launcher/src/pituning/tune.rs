@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use trainer::config::Recipe;
-use trainer::config::pituning::{EventArm, EventConfig, Tune};
+use trainer::config::pituning::{EventArm, EventConfig, RareTo, Tune};
 use trainer::data::events::Part;
 use trainer::ids::{Step, UserId, UserKey};
 use trainer::lora::{SiteList, WholeTensor};
@@ -194,7 +194,12 @@ fn whole(
     models::budget(session, threads * trainer::stage::whole::WholeTrainer::bytes(&net, rows, 1))?;
     let mut people = people.into_iter();
     let with = (student, session.windows.table(), rows);
-    let mut left = |outcome: Outcome| watch.left(outcome);
+    let mut left = |outcome: Outcome| {
+        let (Outcome::Trained { steps, .. } | Outcome::Quarantined { steps, .. }) = &outcome;
+        let note = format!("people {}/{}", watch.left + 1, watch.people);
+        watch.progress.advance(u64::from(*steps), 0, &note);
+        watch.left(outcome)
+    };
     let of = (tuning, &mut people as &mut dyn Iterator<Item = Person>);
     Ok(trainer::stage::own::run(with, of, threads, &mut left, course.stop)?)
 }
@@ -248,7 +253,13 @@ pub(crate) fn persons(
         let learn = match arm {
             EventArm::Unlearned => Lesson::default(),
             EventArm::Focal => focal(&windows, gamma),
-            EventArm::Oversample => oversampled(&windows),
+            EventArm::Oversample => {
+                let own = match session.config.individual.oversample {
+                    RareTo::Person => Some(session.counts(Some(number))),
+                    RareTo::Population => None,
+                };
+                oversampled(&windows, own.as_deref().unwrap_or(&population))
+            }
             _ => plain(&windows),
         };
         // Somebody with nothing to forget keeps the student as it is in the arm without fine-tuning: one step of

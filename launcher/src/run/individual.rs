@@ -1,14 +1,17 @@
 //! The individual stage of a run: users over ranks, adapters into the store.
 
 use super::Run;
+use crate::device::on;
 use crate::exit::Fails;
 use crate::plan::{Bounds, choose};
 use crate::watch::Progress;
+use kernels::Ops;
 use std::collections::BTreeMap;
 use std::time::Instant;
 use trainer::ids::{Step, UserId, UserKey};
 use trainer::lora::SiteLists;
 use trainer::model::cache::MappedBase;
+use trainer::model::network::Network;
 use trainer::report::{Event, EventSink, Progress as Standing, Stage};
 use trainer::shard::{CostModel, plan};
 use trainer::stage::engine::Engine;
@@ -34,29 +37,46 @@ fn stored(run: &Run<'_>) -> anyhow::Result<BTreeMap<UserKey, Entry>> {
 /// Trains every user that is not in the store yet.
 pub(super) fn run(run: &Run<'_>, base: &MappedBase) -> anyhow::Result<End> {
     let started = Instant::now();
-    let session = run.session;
     let before = stored(run)?;
     // All ranks have looked before one writes.
     run.comm.barrier()?;
     let mine = my_users(run, &before)?;
-    let users = mine.len();
-    let everyone = run.comm.all_reduce_u64(trainer::comm::Reduce::Sum, users as u64)?;
+    let everyone = run.comm.all_reduce_u64(trainer::comm::Reduce::Sum, mine.len() as u64)?;
     if everyone == 0 {
         return Ok(End::Complete);
     }
-    let net = run.network(base)?;
-    let sizes = choose(&net, Bounds::of(session, users))
+    let end = on!(run.session.device, backend => {
+        tune(run, &run.network(backend, base)?, (base.hash().to_string(), &mine))
+    })?;
+    run.events.emit(Event::StageFinished {
+        stage: Stage::Individual,
+        seconds: started.elapsed().as_secs_f64(),
+    })?;
+    run.events.flush()?;
+    let stopped =
+        run.comm.all_reduce_u64(trainer::comm::Reduce::Max, u64::from(end == End::Stopped))?;
+    Ok(if stopped > 0 { End::Stopped } else { End::Complete })
+}
+
+/// Trains these users on the backend of `net`.
+fn tune<B: Ops>(
+    run: &Run<'_>,
+    net: &Network<B>,
+    (base_hash, mine): (String, &[usize]),
+) -> anyhow::Result<End> {
+    let (session, users) = (run.session, mine.len());
+    let sizes = choose(net, Bounds::of(session, users))
         .input("raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens")?;
     let mut engine =
-        Engine::new(&net, &session.lists, sizes.step, (sizes.slots, session.adapter_params()))?;
+        Engine::new(net, &session.lists, sizes.step, (sizes.slots, session.adapter_params()))?;
     let writer = Writer::open(&run.path("store"), u32::try_from(run.comm.rank())?)?;
     run.events.emit(Event::StageStarted { stage: Stage::Individual, users, tokens: 0 })?;
     let mut watch = Watcher {
         events: run.events,
         lists: &session.lists,
-        provenance: (base.hash().to_string(), session.result_hash()?),
+        provenance: (base_hash, session.result_hash()?),
         writer,
-        progress: Progress::new("individual", my_steps(run, &mine), run.leads()),
+        progress: Progress::new("individual", my_steps(run, mine), run.leads()),
         last_event: Instant::now(),
         tokens: 0,
         users,
@@ -70,14 +90,7 @@ pub(super) fn run(run: &Run<'_>, base: &MappedBase) -> anyhow::Result<End> {
     }
     watch.progress.finish();
     watch.writer.close()?;
-    run.events.emit(Event::StageFinished {
-        stage: Stage::Individual,
-        seconds: started.elapsed().as_secs_f64(),
-    })?;
-    run.events.flush()?;
-    let stopped =
-        run.comm.all_reduce_u64(trainer::comm::Reduce::Max, u64::from(end == End::Stopped))?;
-    Ok(if stopped > 0 { End::Stopped } else { End::Complete })
+    Ok(end)
 }
 
 /// This rank's users that are still to train, dearest first.

@@ -20,7 +20,7 @@ use crate::session::{self, Session};
 use crate::study::Cache;
 use crate::watch::{print, say};
 use anyhow::Context;
-use kernels::Cpu;
+use kernels::Ops;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -71,10 +71,14 @@ impl Run<'_> {
         }
     }
 
-    /// The frozen network of a base.
-    pub(crate) fn network(&self, base: &MappedBase) -> anyhow::Result<Network<Cpu>> {
+    /// The frozen network of a base on a backend.
+    pub(crate) fn network<B: Ops>(
+        &self,
+        backend: B,
+        base: &MappedBase,
+    ) -> anyhow::Result<Network<B>> {
         let positions = self.session.config.prompt.max_length.min(base.spec().max_positions);
-        Ok(Network::new(Cpu, base, positions)?)
+        Ok(Network::new(backend, base, positions)?)
     }
 }
 

@@ -1,17 +1,19 @@
 //! The population stage of a run: examples of the other users, the task adapter, the merged base.
 
 use super::Run;
+use crate::device::on;
 use crate::exit::Fails;
 use crate::plan::{Bounds, choose};
 use crate::watch::Progress;
 use anyhow::Context;
-use kernels::Cpu;
+use kernels::Ops;
 use std::path::Path;
 use std::time::Instant;
 use trainer::comm::HostSync;
 use trainer::ids::{UserId, UserKey};
 use trainer::lora::{AdapterSpec, Merge, SiteList, SiteLists, Target};
 use trainer::model::cache::MappedBase;
+use trainer::model::network::Network;
 use trainer::model::overlay::merge;
 use trainer::prompt::Example;
 use trainer::report::{Event, Stage};
@@ -121,9 +123,31 @@ fn trained(
         users: 0,
         tokens: tokens as u64,
     })?;
-    let base = &session.base;
-    let positions = session.config.prompt.max_length.min(base.spec().max_positions);
-    let net = trainer::model::network::Network::new(Cpu, base, positions)?;
+    let task = Task {
+        examples: &examples,
+        lora: lora.clone(),
+        recipe: config.training.clone(),
+        seed: session.config.run.seed,
+        num_shards: config.virtual_shards,
+    };
+    let trained = on!(session.device, backend => {
+        train_on(run, &run.network(backend, &session.base)?, (sites, &task))
+    })?;
+    run.events.emit(Event::StageFinished {
+        stage: Stage::Population,
+        seconds: started.elapsed().as_secs_f64(),
+    })?;
+    Ok(trained)
+}
+
+/// Parameters of the task adapter, trained on the backend of `net`; `None` when stopped.
+fn train_on<B: Ops>(
+    run: &Run<'_>,
+    net: &Network<B>,
+    (sites, task): (&SiteList, &Task<'_>),
+) -> anyhow::Result<Option<Vec<f32>>> {
+    let (session, config) = (run.session, &run.session.config.population);
+    let (base, lora) = (&session.base, &task.lora);
     let lists = SiteLists::of_targets(base.spec(), [lora.targets.as_slice()])?;
     let shards =
         trainer::comm::shards_of(run.comm.rank(), run.comm.size(), config.virtual_shards).len();
@@ -134,25 +158,17 @@ fn trained(
         layouts: 1,
         ..Bounds::of(session, shards + 1)
     };
-    let sizes =
-        choose(&net, bounds).input("raise engine.memory_gb, or lower engine.pack_tokens")?;
-    let mut engine = Engine::new(&net, &lists, sizes.step, (sizes.slots, bounds.adapter_params))?;
-    let task = Task {
-        examples: &examples,
-        lora: lora.clone(),
-        recipe: config.training.clone(),
-        seed: session.config.run.seed,
-        num_shards: config.virtual_shards,
-    };
+    let sizes = choose(net, bounds).input("raise engine.memory_gb, or lower engine.pack_tokens")?;
+    let mut engine = Engine::new(net, &lists, sizes.step, (sizes.slots, bounds.adapter_params))?;
     let sync = HostSync::new(config.virtual_shards);
-    let steps = examples.len().div_ceil(config.training.batch_size as usize)
+    let steps = task.examples.len().div_ceil(config.training.batch_size as usize)
         * config.training.epochs as usize;
     let mut progress = Progress::new("population", steps as u64, run.leads());
     let trained = train(
         &mut engine,
         session.rules,
         (run.comm, &sync),
-        &task,
+        task,
         &mut |step| {
             progress.advance(
                 1,
@@ -169,10 +185,6 @@ fn trained(
         other => other?,
     };
     progress.finish();
-    run.events.emit(Event::StageFinished {
-        stage: Stage::Population,
-        seconds: started.elapsed().as_secs_f64(),
-    })?;
     Ok((end == End::Complete).then_some(params))
 }
 
@@ -199,6 +211,7 @@ fn write_overlay(run: &Run<'_>, store: &Path, key: UserKey, overlay: &Path) -> a
     let adapter = Store::open(store)?.get(&key)?;
     let base = &run.session.base;
     let changes = Merge::new(base.spec(), &adapter.sites, &adapter.spec, &adapter.params)?;
-    merge(&Cpu, base, changes.deltas(), overlay).context("merging the task adapter")?;
+    on!(run.session.device, backend => merge(&backend, base, changes.deltas(), overlay))
+        .context("merging the task adapter")?;
     Ok(())
 }

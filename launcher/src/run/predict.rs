@@ -1,12 +1,13 @@
 //! Predictions of one arm: users over ranks, answers gathered in one file.
 
 use super::Run;
+use crate::device::on;
 use crate::exit::Fails;
 use crate::labels::Labels;
 use crate::shown::Shown;
 use crate::watch::Progress;
 use anyhow::Context;
-use kernels::Cpu;
+use kernels::Ops;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -15,6 +16,7 @@ use trainer::config::Arm;
 use trainer::eval::Prediction;
 use trainer::ids::UserKey;
 use trainer::model::cache::MappedBase;
+use trainer::model::network::Network;
 use trainer::prompt::{Branch, Query};
 use trainer::report::{Event, Stage};
 use trainer::shard::plan;
@@ -45,7 +47,6 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
         return Ok(End::Complete);
     }
     let started = Instant::now();
-    let session = run.session;
     let users = my_users(run)?;
     run.events.emit(Event::StageStarted {
         stage: Stage::Predict,
@@ -57,17 +58,44 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
         Some(store) if arm == Arm::Permuted => next_users(run, store)?,
         _ => BTreeMap::new(),
     };
-    let net = run.network(base)?;
-    let mut answerer = Answerer::new(run, &net, arm)?;
+    let adapters = (store.as_ref(), &lender);
+    let lines = on!(run.session.device, backend => {
+        ask(run, arm, &run.network(backend, base)?, (&users, adapters))
+    })?;
+    // A rank that was stopped after its last group has stopped too: all ranks leave the same way.
+    let stopped = u64::from(run.stop.load(Ordering::Relaxed));
+    if run.comm.all_reduce_u64(trainer::comm::Reduce::Max, stopped)? > 0 {
+        return Ok(End::Stopped);
+    }
+    gather(run, &path, &lines)?;
+    run.events.emit(Event::StageFinished {
+        stage: Stage::Predict,
+        seconds: started.elapsed().as_secs_f64(),
+    })?;
+    Ok(End::Complete)
+}
+
+/// Where the adapters of an arm are, and whose a user is lent where it is not the user's own.
+type Adapters<'a> = (Option<&'a Store>, &'a BTreeMap<UserKey, UserKey>);
+
+/// Lines of predictions for these users' queries, on the backend of `net`; fewer when stopped.
+fn ask<B: Ops>(
+    run: &Run<'_>,
+    arm: Arm,
+    net: &Network<B>,
+    (users, (store, lender)): (&[usize], Adapters<'_>),
+) -> anyhow::Result<Vec<String>> {
+    let session = run.session;
+    let mut answerer = Answerer::new(run, net, arm)?;
     let mut progress =
         Progress::new(format!("ask {}", arm.name()), users.len() as u64, run.leads());
     let mut lines = Vec::new();
-    let groups = groups(run, &users);
+    let groups = groups(run, users);
     for group in groups.iter().take_while(|_| !run.stop.load(Ordering::Relaxed)) {
         let (mut askers, mut queries) = (Vec::new(), Vec::new());
         for &index in *group {
             let record = session.data.user(index)?;
-            let adapter = match &store {
+            let adapter = match store {
                 None => None,
                 Some(store) if store.done().contains_key(&record.id.key()) => {
                     let own = record.id.key();
@@ -91,17 +119,7 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
         progress.advance(group.len() as u64, tokens as u64, "");
     }
     progress.finish();
-    // A rank that was stopped after its last group has stopped too: all ranks leave the same way.
-    let stopped = u64::from(run.stop.load(Ordering::Relaxed));
-    if run.comm.all_reduce_u64(trainer::comm::Reduce::Max, stopped)? > 0 {
-        return Ok(End::Stopped);
-    }
-    gather(run, &path, &lines)?;
-    run.events.emit(Event::StageFinished {
-        stage: Stage::Predict,
-        seconds: started.elapsed().as_secs_f64(),
-    })?;
-    Ok(End::Complete)
+    Ok(lines)
 }
 
 /// For every user with an adapter the next such user in the data's order, the first for the last.
@@ -173,19 +191,15 @@ fn gather(run: &Run<'_>, path: &std::path::Path, lines: &[String]) -> anyhow::Re
 }
 
 /// What asks the network.
-struct Answerer<'a> {
+struct Answerer<'a, B: Ops> {
     run: &'a Run<'a>,
-    oracle: Oracle<'a, Cpu>,
+    oracle: Oracle<'a, B>,
     labels: Option<&'a Labels>,
     sampling: Sampling,
 }
 
-impl<'a> Answerer<'a> {
-    fn new(
-        run: &'a Run<'a>,
-        net: &'a trainer::model::network::Network<Cpu>,
-        arm: Arm,
-    ) -> anyhow::Result<Self> {
+impl<'a, B: Ops> Answerer<'a, B> {
+    fn new(run: &'a Run<'a>, net: &'a Network<B>, arm: Arm) -> anyhow::Result<Self> {
         let session = run.session;
         let predict = &session.config.predict;
         let labels = session.labels.as_ref();

@@ -1,9 +1,11 @@
 //! Texts about the users that the base writes itself (OPPU's PAG), before anything else is asked or trained.
 
 use super::Run;
+use crate::device::on;
 use crate::exit::Fails;
 use crate::watch::{Progress, say};
 use anyhow::Context;
+use kernels::Ops;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,6 +14,7 @@ use trainer::comm::Reduce;
 use trainer::config::ProfileSource;
 use trainer::data::UserRecord;
 use trainer::ids::{UserId, UserKey};
+use trainer::model::network::Network;
 use trainer::prompt::{ProfileRequest, PromptError};
 use trainer::shard::plan;
 use trainer::stage::individual::End;
@@ -73,7 +76,9 @@ pub(super) fn run(run: &Run<'_>) -> anyhow::Result<End> {
 
 /// Writes the file of all users' texts; stopped, it leaves none.
 fn write_all(run: &Run<'_>, path: &Path) -> anyhow::Result<End> {
-    let written = write(run)?;
+    let written = on!(run.session.device, backend => {
+        write(run, &run.network(backend, &run.session.base)?)
+    })?;
     let stopped = u64::from(written.is_none());
     if run.comm.all_reduce_u64(Reduce::Max, stopped)? > 0 {
         return Ok(End::Stopped);
@@ -92,14 +97,13 @@ fn write_all(run: &Run<'_>, path: &Path) -> anyhow::Result<End> {
     Ok(End::Complete)
 }
 
-/// This rank's texts; none when stopped.
-fn write(run: &Run<'_>) -> anyhow::Result<Option<Vec<Profile>>> {
+/// This rank's texts, written on the backend of `net`; none when stopped.
+fn write<B: Ops>(run: &Run<'_>, net: &Network<B>) -> anyhow::Result<Option<Vec<Profile>>> {
     let session = run.session;
     let sampling = sampling(run)?;
-    let net = run.network(&session.base)?;
     let rows = session.rules.chunk_rows.max(2048);
     let cache = rows + GROUP * sampling.max_new_tokens as usize;
-    let mut oracle = Oracle::new(&net, (rows, cache), 0, session.rules)?;
+    let mut oracle = Oracle::new(net, (rows, cache), 0, session.rules)?;
     let mine = my_users(run)?;
     let mut progress = Progress::new("write profiles", mine.len() as u64, run.leads());
     let mut written = Vec::with_capacity(mine.len());

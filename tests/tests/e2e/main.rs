@@ -15,6 +15,7 @@ mod evaluate_files;
 mod forget;
 mod hostile;
 mod lamp;
+mod nccl;
 mod pituning;
 mod pituning_input;
 mod pituning_parts;

@@ -294,6 +294,7 @@ fn other_parts_of_the_model_are_as_independent() {
         (r#"individual.tune="adapters""#, true, false),
         ("distill.enabled=false", true, true),
         (r#"model.history="mean""#, true, true),
+        ("population.frozen_blocks=1", true, true),
     ]
     .into_iter()
     .enumerate()

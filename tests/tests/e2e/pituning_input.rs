@@ -86,6 +86,7 @@ fn another_config_or_log_is_refused_with_the_difference() {
         ("individual.learning_rate=0.009", ["individual.learning_rate", "0.005", "0.009"]),
         ("data.generator.noise=0.1", ["data_fingerprint", "data.generator", "0.1"]),
         ("distill.hidden=18", ["base_hash", "distill.hidden", "18"]),
+        ("population.frozen_blocks=1", ["population.frozen_blocks", "0", "1"]),
     ] {
         story.run(&["--set", key]).must(3).says(&says).says(&["hint:"]);
         story.run_on(2, &["--set", key]).run().must(3).says(&says);
@@ -143,6 +144,7 @@ fn the_device_table_has_both_models() {
         assert!(row.len() == 4 && row[2] > 0.0 && row[2] < 1000.0 && row[3] > 0.0, "{table}");
     }
     assert!(student[3] < teacher[3], "{table}");
+    partly(&story, &teacher);
     let bench = ["bench", "device", "--config", "config.toml"];
     for flag in ["--print-config", "--dry-run"] {
         let of =
@@ -154,4 +156,49 @@ fn the_device_table_has_both_models() {
     let other = crate::story::Story::new();
     let bench = Start::new(other.root(), 0, &["bench", "device", "--config", "config.toml"]);
     bench.run().must(3).says(&["hint:"]);
+}
+
+/// With one block of two frozen: a row more, of fewer parameters and less memory, as the plan has them.
+fn partly(story: &crate::story::Story, teacher: &[f64]) {
+    let frozen = ["--set", "population.frozen_blocks=1"];
+    let bench = ["bench", "device", "--config", "config.toml"];
+    let table = story.launcher(&[&bench[..], &frozen].concat()).run().must(0).stdout;
+    let row = table.lines().find_map(|l| l.strip_prefix("population, partly")).unwrap();
+    let row: Vec<f64> = row.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    assert!(row[0] == teacher[0] && row[1] < teacher[1] && row[3] < teacher[3], "{table}");
+    let plan = story.run(&[&["--dry-run"], &frozen[..]].concat()).must(0).stdout;
+    let counts = format!("population model  {} parameters, {} of them trained", row[0], row[1]);
+    assert!(plan.contains(&counts), "{counts} is missing in\n{plan}");
+    let too_many = ["--set", "population.frozen_blocks=3", "--dry-run"];
+    story.run(&too_many).must(3).says(&["population.frozen_blocks", "model.layers = 2"]);
+}
+
+/// What scripts/compare/pituning gives to PyTorch: everybody's steps, with as many losses, and as many parameters as said.
+#[test]
+fn what_is_tuned_can_be_dumped() {
+    let story = story();
+    let bench = ["bench", "tune", "--config", "config.toml", "--users", "4", "--repetitions", "1"];
+    let dump = [&bench[..], &["--dump", "case", "--json", "result.json"]].concat();
+    story.launcher(&dump).run().must(1).says(&["dropout"]);
+    assert!(!story.path("case").exists());
+    story.launcher(&[&dump[..], &["--set", "individual.dropout=0"]].concat()).run().must(0);
+    let json = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(story.path(name)).unwrap()).unwrap()
+    };
+    let (case, result) = (json("case/case.json"), json("result.json"));
+    let count = |value: &serde_json::Value| value.as_array().unwrap().len();
+    let number = |key: &str| usize::try_from(result[key].as_u64().unwrap()).unwrap();
+    assert_eq!((count(&case["people"]), number("users")), (4, 4));
+    let mut all = 0;
+    for person in case["people"].as_array().unwrap() {
+        let passes = person["passes"].as_array().unwrap();
+        let steps: usize = passes.iter().map(|pass| count(&pass["steps"])).sum();
+        let rates: usize = passes.iter().map(|pass| count(&pass["rates"])).sum();
+        assert_eq!((steps, rates), (count(&person["losses"]), steps), "{person}");
+        all += steps;
+    }
+    assert_eq!(all, number("one_by_one_steps"));
+    let size = |name: &str| std::fs::read(story.path("case").join(name)).unwrap().len() / 4;
+    assert_eq!(size("student.bin"), number("student_parameters"));
+    assert_eq!(size("adapters.bin"), 4 * number("own_parameters"));
 }

@@ -1,7 +1,8 @@
 //! comm: how ranks talk.
 //!
 //! Owns: the [`Communicator`] seam with its three implementations ([`Solo`], [`Threads`], [`Mpi`]) and
-//! [`GradientSync`], the rank-count-independent sum of the population stage. Must never know: users, models, files.
+//! [`GradientSync`], the rank-count-independent sum of the population stage, on the host and ([`nccl`]) on GPUs. Must
+//! never know: users, models, files.
 //! Start reading at [`Communicator`]; `header.rs` says why a mismatched collective is an error and not a hang;
 //! `docs/adr/0003-communicator.md` says why it is built this way.
 
@@ -9,6 +10,7 @@ mod contain;
 mod header;
 #[cfg(feature = "mpi")]
 mod mpi;
+pub mod nccl;
 mod solo;
 mod sync;
 mod threads;
@@ -117,6 +119,17 @@ pub enum Error {
     /// A world of no ranks was asked for.
     #[error("a world needs at least one rank")]
     NoRanks,
+    /// This rank's GPU, or the group of GPUs.
+    #[error(transparent)]
+    Nccl(#[from] kernels::nccl::Error),
+    /// Another rank's GPU, so that this rank's cannot be used either.
+    #[error("rank {rank} cannot take part in the group of GPUs: {what}")]
+    NcclElsewhere {
+        /// The rank that reported it.
+        rank: usize,
+        /// Its words.
+        what: String,
+    },
     /// MPI was initialised before.
     #[error("MPI is already initialised in this process; it can be initialised once")]
     AlreadyInitialised,

@@ -65,11 +65,11 @@ struct Scratch {
 }
 
 /// Where each shard lies in the gathered parts.
-struct Layout {
+pub(super) struct Layout {
     /// Shards on the rank that has most; the other ranks' parts are padded to it.
-    per_rank: usize,
+    pub(super) per_rank: usize,
     /// By shard: rank · per_rank + place in that rank's list.
-    places: Vec<usize>,
+    pub(super) places: Vec<usize>,
 }
 
 impl HostSync {
@@ -83,29 +83,29 @@ impl HostSync {
     pub fn with_buffer_bytes(self, buffer_bytes: usize) -> Self {
         Self { buffer_bytes, ..self }
     }
+}
 
-    /// Asks all ranks for their lists and finds each shard's place.
-    fn layout(&self, comm: &dyn Communicator, ids: &[u32]) -> Result<Layout> {
-        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-        let all = comm.all_gather_bytes(&bytes)?;
-        let lists: Vec<Vec<u32>> = all
-            .iter()
-            .map(|b| b.as_chunks::<4>().0.iter().map(|w| u32::from_le_bytes(*w)).collect())
-            .collect();
-        let per_rank = lists.iter().map(Vec::len).max().unwrap_or(0);
-        let mut places = vec![Vec::new(); self.num_shards as usize];
-        for (rank, list) in lists.iter().enumerate() {
-            for (i, &shard) in list.iter().enumerate() {
-                let unknown = Error::Shards { shard, num_shards: self.num_shards, holders: 1 };
-                places.get_mut(shard as usize).ok_or(unknown)?.push(rank * per_rank + i);
-            }
+/// Asks all ranks for their lists of the V = `num_shards` shards and finds each shard's place.
+pub(super) fn layout(comm: &dyn Communicator, ids: &[u32], num_shards: u32) -> Result<Layout> {
+    let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+    let all = comm.all_gather_bytes(&bytes)?;
+    let lists: Vec<Vec<u32>> = all
+        .iter()
+        .map(|b| b.as_chunks::<4>().0.iter().map(|w| u32::from_le_bytes(*w)).collect())
+        .collect();
+    let per_rank = lists.iter().map(Vec::len).max().unwrap_or(0);
+    let mut places = vec![Vec::new(); num_shards as usize];
+    for (rank, list) in lists.iter().enumerate() {
+        for (i, &shard) in list.iter().enumerate() {
+            let unknown = Error::Shards { shard, num_shards, holders: 1 };
+            places.get_mut(shard as usize).ok_or(unknown)?.push(rank * per_rank + i);
         }
-        let places = (0u32..).zip(places).map(|(shard, at)| match at[..] {
-            [one] => Ok(one),
-            _ => Err(Error::Shards { shard, num_shards: self.num_shards, holders: at.len() }),
-        });
-        Ok(Layout { per_rank, places: places.collect::<Result<_>>()? })
     }
+    let places = (0u32..).zip(places).map(|(shard, at)| match at[..] {
+        [one] => Ok(one),
+        _ => Err(Error::Shards { shard, num_shards, holders: at.len() }),
+    });
+    Ok(Layout { per_rank, places: places.collect::<Result<_>>()? })
 }
 
 impl GradientSync for HostSync {
@@ -121,7 +121,7 @@ impl GradientSync for HostSync {
             let (op, rank, got) = (Op::AllGatherF32, comm.rank(), local.values.len());
             return Err(Error::Length { op, rank, expected, got });
         }
-        let Layout { per_rank, places } = self.layout(comm, local.ids)?;
+        let Layout { per_rank, places } = layout(comm, local.ids, self.num_shards)?;
         let row = per_rank.max(1) * (comm.size() + 1) * size_of::<f32>();
         let step = (self.buffer_bytes / row).clamp(1, len.max(1));
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -156,7 +156,7 @@ impl GradientSync for HostSync {
             let (op, rank) = (Op::AllGatherBytes, comm.rank());
             return Err(Error::Length { op, rank, expected: ids.len(), got: values.len() });
         }
-        let Layout { per_rank, places } = self.layout(comm, ids)?;
+        let Layout { per_rank, places } = layout(comm, ids, self.num_shards)?;
         let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         let all = comm.all_gather_bytes(&bytes)?;
         let mut sum: Option<f64> = None;

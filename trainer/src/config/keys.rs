@@ -330,6 +330,14 @@ const INDIVIDUAL: &[Key] =
     &[key("recipe", Kind::Recipe, Is("\"oppu-code\""), Result, "recipe the keys below override")];
 
 pub(super) const ENGINE: &[Key] = &[
+    // Another device rounds otherwise.
+    key(
+        "device",
+        Kind::OneOf(&["cpu", "cuda"]),
+        Is("\"cpu\""),
+        Result,
+        "what a rank computes on: its processors, or a GPU of its own",
+    ),
     key(
         "memory_gb",
         Kind::Float(0.01, 1e6),

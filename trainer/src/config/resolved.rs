@@ -349,6 +349,8 @@ impl Individual {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Engine {
+    /// What a rank computes on.
+    pub device: DeviceKind,
     /// Memory of a rank in 10⁹ bytes.
     pub memory_gb: f64,
     /// Users trained at once; 0 is automatic.
@@ -361,6 +363,16 @@ pub struct Engine {
     pub recompute: Recompute,
     /// Compute a user's common prefix once.
     pub shared_prefix: bool,
+}
+
+/// What a rank computes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceKind {
+    /// Its processors, in `f32`.
+    Cpu,
+    /// A GPU of its own, activations in `bf16`.
+    Cuda,
 }
 
 /// What to do with activations.

@@ -2,7 +2,8 @@
 //!
 //! Per block are kept: its input, `[q|k|v]` (rotated, adapted), attention output and log-sum-exp, the
 //! stream after attention, and the MLP's input products. Norm outputs and the MLP's hidden rows are
-//! recomputed in the backward. Blocks that are not stored keep their input alone and are run again.
+//! recomputed in the backward. Blocks that are not stored keep their input alone and are run again. Blocks that no
+//! backward reaches keep nothing: they take turns in two streams and share one set of buffers.
 
 use super::Result;
 use super::network::Dims;
@@ -15,7 +16,7 @@ use kernels::{Backend, Ops};
 pub struct StepSize {
     /// Rows of a pack.
     pub rows: usize,
-    /// The first so many blocks are stored, the others recomputed. Zero for forward-only steps.
+    /// The first so many blocks that a backward reaches are stored, the others recomputed. Zero for forward-only steps.
     pub stored_blocks: usize,
     /// Whether a backward will run; without it one set of buffers serves all blocks.
     pub backward: bool,
@@ -70,7 +71,7 @@ pub(super) struct Gradients<B: Backend> {
 /// All buffers of a step.
 #[derive(Debug)]
 pub struct Activations<B: Backend> {
-    pub(super) size: StepSize,
+    pub(super) plan: Plan,
     pub(super) inputs: Vec<B::Buf<B::Act>>,
     pub(super) blocks: Vec<BlockActs<B>>,
     pub(super) last: LastActs<B>,
@@ -83,8 +84,9 @@ impl<B: Ops> Activations<B> {
     ///
     /// # Errors
     /// When the backend has no memory.
-    pub fn alloc(backend: &B, spec: &BaseSpec, size: StepSize) -> Result<Self> {
-        let (t, d, heads) = (size.rows, Dims::new(spec), spec.heads);
+    pub(super) fn alloc(backend: &B, spec: &BaseSpec, plan: Plan) -> Result<Self> {
+        let (size, d, heads) = (plan.size, Dims::new(spec), spec.heads);
+        let t = size.rows;
         let act = |n: usize| backend.alloc::<B::Act>(t * n);
         let block = || -> Result<BlockActs<B>> {
             Ok(BlockActs {
@@ -118,11 +120,11 @@ impl<B: Ops> Activations<B> {
             None
         };
         Ok(Self {
-            size,
-            inputs: (0..size.num_inputs(spec))
+            plan,
+            inputs: (0..plan.num_inputs())
                 .map(|_| act(d.hidden))
                 .collect::<kernels::Result<_>>()?,
-            blocks: (0..size.num_block_sets(spec)).map(|_| block()).collect::<Result<_>>()?,
+            blocks: (0..plan.num_block_sets()).map(|_| block()).collect::<Result<_>>()?,
             last: LastActs {
                 qkv: act(d.qkv)?,
                 q: act(d.q)?,
@@ -142,14 +144,15 @@ impl<B: Ops> Activations<B> {
     }
 
     /// Bytes of all buffers, before anything is allocated.
-    pub fn bytes(backend: &impl Loss, spec: &BaseSpec, size: StepSize) -> usize {
+    pub(super) fn bytes(backend: &impl Loss, spec: &BaseSpec, plan: Plan) -> usize {
+        let size = plan.size;
         let (d, f32s, act) = (Dims::new(spec), size_of::<f32>(), size_of::<B::Act>());
         let block = (d.qkv + d.q + d.hidden + d.mlp_in) * act + spec.heads * f32s;
         let last = (d.qkv + 2 * d.q + 3 * d.hidden + d.mlp_in) * act + spec.heads * f32s;
         let scratch = (2 * d.hidden + d.mlp) * act + f32s;
         let gradients = (4 * d.hidden + d.qkv + 2 * d.q + d.mlp_in + d.mlp) * act;
-        let per_row = size.num_inputs(spec) * d.hidden * act
-            + size.num_block_sets(spec) * block
+        let per_row = plan.num_inputs() * d.hidden * act
+            + plan.num_block_sets() * block
             + last
             + scratch
             + if size.backward { gradients } else { 0 };
@@ -157,31 +160,91 @@ impl<B: Ops> Activations<B> {
     }
 }
 
-impl StepSize {
-    /// Streams kept: the input of every block, or two taking turns when there is no backward.
-    fn num_inputs(self, spec: &BaseSpec) -> usize {
-        if self.backward { spec.layers } else { 2 }
+/// Which buffers each block uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) size: StepSize,
+    /// Blocks.
+    pub(super) layers: usize,
+    /// The lowest so many are reached by no backward.
+    pub(super) frozen: usize,
+}
+
+impl Plan {
+    /// Streams that take turns below the lowest block that a backward reaches.
+    fn turns(self) -> usize {
+        self.frozen.min(2)
     }
 
-    /// Sets of block buffers: the stored blocks, and one more for those that are run again.
-    fn num_block_sets(self, spec: &BaseSpec) -> usize {
-        let before_last = spec.layers - 1;
-        let stored = if self.backward { self.stored_blocks.min(before_last) } else { 0 };
-        stored + usize::from(stored < before_last)
+    /// Streams kept: the input of every block that a backward reaches, and two taking turns for the others.
+    fn num_inputs(self) -> usize {
+        if self.size.backward { self.layers - self.frozen + self.turns() } else { 2 }
+    }
+
+    /// Sets of block buffers: the stored blocks, and one more for those that are run again or never looked at.
+    fn num_block_sets(self) -> usize {
+        let before_last = self.layers - 1;
+        let reached = before_last.saturating_sub(self.frozen);
+        let stored = if self.size.backward { self.size.stored_blocks.min(reached) } else { 0 };
+        (stored + usize::from(stored < reached)).max(usize::from(before_last > 0))
     }
 
     /// Which input buffer block `layer` reads.
     pub(super) fn input(self, layer: usize) -> usize {
-        if self.backward { layer } else { layer % 2 }
+        match layer.checked_sub(self.frozen) {
+            Some(above) if self.size.backward => self.turns() + above,
+            _ => layer % 2,
+        }
     }
 
-    /// Which set of buffers block `layer` uses.
+    /// Which set of buffers block `layer` uses; those below have done with it when the lowest that a backward reaches
+    /// takes it.
     pub(super) fn block_set(self, layer: usize) -> usize {
-        if self.backward { layer.min(self.stored_blocks) } else { 0 }
+        let above = layer.saturating_sub(self.frozen);
+        if self.size.backward { above.min(self.size.stored_blocks) } else { 0 }
     }
 
     /// Whether block `layer` must be run again before its backward.
     pub(super) fn recomputed(self, layer: usize) -> bool {
-        layer >= self.stored_blocks
+        layer.saturating_sub(self.frozen) >= self.size.stored_blocks
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Follows a forward and a backward: what a backward reads is what the forward wrote last.
+    #[test]
+    fn no_buffer_is_taken_while_it_is_needed() {
+        for (layers, frozen) in (1..7).flat_map(|l| (0..=l).map(move |f| (l, f))) {
+            for stored_blocks in 0..=layers {
+                let size = StepSize { rows: 1, stored_blocks, backward: true };
+                let plan = Plan { size, layers, frozen };
+                let mut inputs = vec![None; plan.num_inputs()];
+                let mut sets = vec![None; plan.num_block_sets()];
+                inputs[plan.input(0)] = Some(0);
+                for layer in 0..layers - 1 {
+                    assert_eq!(inputs[plan.input(layer)], Some(layer));
+                    assert_ne!(plan.input(layer), plan.input(layer + 1));
+                    inputs[plan.input(layer + 1)] = Some(layer + 1);
+                    sets[plan.block_set(layer)] = Some(layer);
+                }
+                for layer in (frozen..layers).rev() {
+                    assert_eq!(inputs[plan.input(layer)], Some(layer), "{plan:?}");
+                    if layer + 1 == layers {
+                        continue;
+                    }
+                    if plan.recomputed(layer) && layer + 2 < layers {
+                        sets[plan.block_set(layer)] = Some(layer);
+                    }
+                    assert_eq!(sets[plan.block_set(layer)], Some(layer), "{plan:?}");
+                }
+                let reached = (layers - 1).saturating_sub(frozen);
+                let kept = reached.min(stored_blocks + 1).max(usize::from(layers > 1));
+                let streams = layers - frozen + frozen.min(2);
+                assert_eq!((inputs.len(), sets.len()), (streams, kept), "{plan:?}");
+            }
+        }
     }
 }

@@ -17,6 +17,8 @@ use kernels::{Mat, MatMut, Ops, activation, attention, embedding};
 pub(super) struct Reach {
     /// The lowest part whose adapters need gradients.
     pub(super) lowest: Part,
+    /// Whether the first norm's output needs its gradient: something below the block does, or the norm itself trains.
+    pub(super) normed: bool,
     /// Whether something below the block needs the gradient of its input.
     pub(super) below: bool,
 }
@@ -241,21 +243,16 @@ impl<B: Ops> Pass<'_, B> {
         self.learn(lane.rows, (block, |p| p.q), (x_normed, dq), grads)?;
         self.learn(lane.rows, (block, |p| p.k), (x_normed, dk), grads)?;
         self.learn(lane.rows, (block, |p| p.v), (x_normed, dv), grads)?;
-        if reach.below {
+        if reach.normed {
             let dx = MatMut::new(normed, d.hidden);
             self.product_back(lane.rows, Mat::at(qkv, 0, d.qkv), &block.q, dx, false)?;
             self.key_value_back(block, qkv, normed, true)?;
         }
-        let dx = reach.below.then(|| MatMut::new(&mut *normed, d.hidden));
+        let dx = reach.normed.then(|| MatMut::new(&mut *normed, d.hidden));
         self.adapt_back(lane, (block, |s| &s.qkv), (x_normed, Mat::new(qkv, d.qkv)), grads, dx)?;
+        let xdy = (Mat::new(x, d.hidden), Mat::new(&*normed, d.hidden));
+        self.learn_norm(lane.rows, (&block.norm1, |p| p.blocks[block.layer].norm1), xdy, grads)?;
         if reach.below {
-            let xdy = (Mat::new(x, d.hidden), Mat::new(&*normed, d.hidden));
-            self.learn_norm(
-                lane.rows,
-                (&block.norm1, |p| p.blocks[block.layer].norm1),
-                xdy,
-                grads,
-            )?;
             let dx = MatMut::new(stream, d.hidden);
             self.norm_back(lane.rows, &block.norm1, xdy.0, xdy.1, dx)?;
         }
@@ -311,7 +308,7 @@ impl<B: Ops> Pass<'_, B> {
         self.learn(outputs.rows, (block, |p| p.q), (x_gathered, dq), grads)?;
         self.learn(lane.rows, (block, |p| p.k), (x_normed, dk), grads)?;
         self.learn(lane.rows, (block, |p| p.v), (x_normed, dv), grads)?;
-        if !reach.below {
+        if !reach.normed {
             self.adapt_back(outputs, (block, |s| &s.q), (x_gathered, dq), grads, None)?;
             return self.adapt_back(lane, (block, |s| &s.kv), (x_normed, dkv), grads, None);
         }
@@ -329,10 +326,13 @@ impl<B: Ops> Pass<'_, B> {
         let dx = Some(MatMut::new(&mut g.normed, d.hidden));
         self.adapt_back(lane, (block, |s| &s.kv), (x_normed, dkv), grads, dx)?;
         self.scatter(normed_outputs, &mut g.normed)?;
-        self.net.backend.zero(&mut g.stream, 0, lane.rows * d.hidden)?;
-        self.scatter(&g.stream_outputs, &mut g.stream)?;
         let xdy = (Mat::new(x, d.hidden), Mat::new(&g.normed, d.hidden));
         self.learn_norm(lane.rows, (&block.norm1, |p| p.blocks[block.layer].norm1), xdy, grads)?;
+        if !reach.below {
+            return Ok(());
+        }
+        self.net.backend.zero(&mut g.stream, 0, lane.rows * d.hidden)?;
+        self.scatter(&g.stream_outputs, &mut g.stream)?;
         let dx = MatMut::new(&mut g.stream, d.hidden);
         self.norm_back(lane.rows, &block.norm1, xdy.0, xdy.1, dx)
     }

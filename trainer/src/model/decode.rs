@@ -43,7 +43,7 @@ impl<B: Ops> Predictor<B> {
         let layers = if cache_rows == 0 { 0 } else { net.blocks.len() };
         Ok(Self {
             batch: DeviceBatch::alloc(backend, rows)?,
-            acts: Activations::alloc(backend, net.spec(), size)?,
+            acts: Activations::alloc(backend, net.spec(), net.plan(size))?,
             cache: (0..layers)
                 .map(|_| backend.alloc(cache_rows * 2 * d.kv))
                 .collect::<kernels::Result<_>>()?,
@@ -59,7 +59,7 @@ impl<B: Ops> Predictor<B> {
         let (d, act) = (net.dims, size_of::<B::Act>());
         let size = StepSize { rows, stored_blocks: 0, backward: false };
         DeviceBatch::<B>::bytes(rows, 1)
-            + Activations::<B>::bytes(net.backend(), net.spec(), size)
+            + Activations::<B>::bytes(net.backend(), net.spec(), net.plan(size))
             + net.blocks.len() * cache_rows * 2 * d.kv * act
             + rows * size_of::<u32>()
             + LOGIT_ROWS * d.vocab * act
@@ -72,7 +72,7 @@ impl<B: Ops> Predictor<B> {
 
     /// Rows a pack may have.
     pub fn rows(&self) -> usize {
-        self.acts.size.rows
+        self.acts.plan.size.rows
     }
 
     /// Runs whole prompts; keys and values of row `i` go to cache row `to_cache[i]` when there is a

@@ -1,5 +1,6 @@
 //! The frozen base on a backend: weights of every block, norms, tables. Knows no adapter.
 
+use super::activations::{Plan, StepSize};
 use super::cache::MappedBase;
 use super::pass::Adapters;
 use super::spec::{BaseSpec, Family, Norm, layer_tensor};
@@ -98,6 +99,8 @@ pub struct Network<B: Ops> {
     pub(super) head: B::Weight,
     pub(super) max_positions: usize,
     pub(super) empty: B::Buf<f32>,
+    /// The lowest so many blocks are reached by no backward.
+    pub(super) frozen: usize,
 }
 
 impl<B: Ops> Network<B> {
@@ -139,6 +142,7 @@ impl<B: Ops> Network<B> {
             blocks,
             max_positions,
             empty: backend.alloc(0)?,
+            frozen: 0,
             dims: Dims::new(&spec),
             heads,
             kind: activation(&spec),
@@ -165,6 +169,11 @@ impl<B: Ops> Network<B> {
     /// No adapters, for passes of the bare base.
     pub fn bare(&self) -> Adapters<'_, B> {
         Adapters { layouts: &[], params: &self.empty }
+    }
+
+    /// The buffers of a step of this size.
+    pub(super) fn plan(&self, size: StepSize) -> Plan {
+        Plan { size, layers: self.spec.layers, frozen: self.frozen }
     }
 
     pub(super) fn embedding_table(&self) -> &B::Weight {

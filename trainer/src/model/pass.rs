@@ -134,10 +134,11 @@ impl<B: Ops> Pass<'_, B> {
             .filter(|(sites, segments)| !sites.is_empty() && segments.num > 0)
     }
 
-    /// The lowest place that trains: no gradient is formed below it.
+    /// The lowest place that trains: no gradient is formed below it. One block more than there are, where only what is
+    /// above the blocks trains.
     pub(super) fn lowest(&self) -> Option<(usize, Part)> {
-        if self.whole.is_some() {
-            return Some((0, Part::Qkv));
+        if let Some(places) = self.whole {
+            return Some((places.frozen, Part::Qkv));
         }
         let layouts = self.adapters.layouts.iter().zip(&self.batch.full.segments);
         layouts.filter(|(_, s)| s.num > 0).filter_map(|(layout, _)| layout.lowest).min()

@@ -1,7 +1,8 @@
 //! Where the parameters of a base that trains lie in one flat vector, and how they begin.
 //!
 //! Products lie `[out, in]`. Owns the places of a stack of GPT-2 blocks ([`TrunkPlaces`]) and the list by which a model
-//! lays out what it has beside them ([`Layout`]). Knows no values. Start reading at [`Layout`].
+//! lays out what it has beside them ([`Layout`]). Where the lowest blocks do not train, the vector has two parts, cut
+//! above them; a place is counted from the beginning of its part. Knows no values. Start reading at [`Layout`].
 
 use super::spec::layer_tensor;
 use kernels::linear::Shape;
@@ -62,6 +63,8 @@ pub(super) struct BlockPlaces {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct TrunkPlaces {
     pub(super) blocks: Vec<BlockPlaces>,
+    /// The lowest so many blocks do not train: their places are in the part below the cut.
+    pub(super) frozen: usize,
     pub(super) norm: NormPlace,
 }
 
@@ -73,15 +76,17 @@ pub(super) const STD: f64 = 0.02;
 pub(super) struct Layout {
     pub(super) tensors: Vec<Place>,
     pub(super) len: usize,
+    /// Elements below the part that trains.
+    pub(super) cut: usize,
 }
 
 impl Layout {
-    /// Appends a tensor; its first element.
+    /// Appends a tensor; its first element in its part of the vector.
     pub(super) fn add(&mut self, name: &str, dims: &[usize], start: Start) -> usize {
         let offset = self.len;
         self.tensors.push(Place { name: name.to_owned(), offset, dims: dims.to_vec(), start });
         self.len += dims.iter().product::<usize>();
-        offset
+        offset - self.cut
     }
 
     /// A weight of ones and a bias.
@@ -117,15 +122,22 @@ impl Layout {
         }
     }
 
-    /// All blocks and the final norm of a GPT-2 of width `d` and MLP width `f`.
-    pub(super) fn trunk(&mut self, layers: usize, (d, f): (usize, usize)) -> TrunkPlaces {
+    /// All blocks and the final norm of a GPT-2 of width `d` and MLP width `f`; above the lowest `frozen` blocks, if any,
+    /// the vector is cut.
+    pub(super) fn trunk(
+        &mut self,
+        (layers, frozen): (usize, usize),
+        (d, f): (usize, usize),
+    ) -> TrunkPlaces {
         // GPT-2 scales what is added to the stream by the number of additions.
         #[expect(clippy::cast_precision_loss, reason = "a number of blocks")]
         let residual = STD / (2.0 * layers as f64).sqrt();
-        TrunkPlaces {
-            blocks: (0..layers).map(|layer| self.block(layer, (d, f), residual)).collect(),
-            norm: self.norm("norm", d),
-        }
+        let mut below: Vec<BlockPlaces> =
+            (0..frozen).map(|layer| self.block(layer, (d, f), residual)).collect();
+        self.cut = if frozen > 0 { self.len } else { 0 };
+        let above = (frozen..layers).map(|layer| self.block(layer, (d, f), residual));
+        below.extend(above);
+        TrunkPlaces { blocks: below, frozen, norm: self.norm("norm", d) }
     }
 
     /// Fills `params` as a new model begins: tensor `i`'s element `j` is a function of (key, i, j) alone.

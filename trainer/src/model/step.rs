@@ -26,7 +26,7 @@ impl<B: Ops> Stepper<B> {
     pub fn new(net: &Network<B>, size: StepSize) -> Result<Self> {
         Ok(Self {
             batch: DeviceBatch::alloc(net.backend(), size.rows)?,
-            acts: Activations::alloc(net.backend(), net.spec(), size)?,
+            acts: Activations::alloc(net.backend(), net.spec(), net.plan(size))?,
             host_losses: vec![0.0; size.rows],
         })
     }
@@ -35,13 +35,13 @@ impl<B: Ops> Stepper<B> {
     pub fn bytes(net: &Network<B>, size: StepSize, num_layouts: usize) -> usize {
         let host = size.rows * size_of::<f32>();
         DeviceBatch::<B>::bytes(size.rows, num_layouts)
-            + Activations::<B>::bytes(net.backend(), net.spec(), size)
+            + Activations::<B>::bytes(net.backend(), net.spec(), net.plan(size))
             + host
     }
 
     /// Rows a pack may have.
     pub fn rows(&self) -> usize {
-        self.acts.size.rows
+        self.acts.plan.size.rows
     }
 
     /// Unweighted losses of the output rows, adapters' gradients left as they are.
@@ -112,7 +112,7 @@ impl<B: Ops> Stepper<B> {
         let (last, before) =
             net.blocks.split_last().ok_or(Error::Batch { what: "no block".into() })?;
         for (layer, block) in before.iter().enumerate() {
-            let (x, y) = (acts.size.input(layer), acts.size.input(layer + 1));
+            let (x, y) = (acts.plan.input(layer), acts.plan.input(layer + 1));
             let [x, y] = acts
                 .inputs
                 .get_disjoint_mut([x, y])
@@ -120,14 +120,14 @@ impl<B: Ops> Stepper<B> {
             pass.block(
                 block,
                 x,
-                &mut acts.blocks[acts.size.block_set(layer)],
+                &mut acts.blocks[acts.plan.block_set(layer)],
                 y,
                 &mut acts.scratch,
             )?;
         }
         pass.last_block(
             last,
-            &acts.inputs[acts.size.input(before.len())],
+            &acts.inputs[acts.plan.input(before.len())],
             &mut acts.last,
             &mut acts.scratch,
         )
@@ -164,8 +164,8 @@ impl<B: Ops> Stepper<B> {
     }
 
     /// From the gradient of the output rows' normed states down to the lowest place that trains: `grads +=` those of
-    /// the adapters, or with `whole` those of the final norm and of the blocks' own parameters, and then the gradient
-    /// of the first block's input is left in `gradients.stream`.
+    /// the adapters, or with `whole` those of the final norm and of the blocks' own parameters, and then, where no
+    /// block is frozen, the gradient of the first block's input is left in `gradients.stream`.
     pub(super) fn backward(
         &mut self,
         net: &Network<B>,
@@ -177,28 +177,34 @@ impl<B: Ops> Stepper<B> {
         let (Some((lowest, part)), Some(g)) = (pass.lowest(), acts.gradients.as_mut()) else {
             return Err(Error::Batch { what: "a backward without adapters or buffers".into() });
         };
-        let reach = |layer: usize| Reach {
-            lowest: if layer == lowest { part } else { Part::Qkv },
-            below: layer > lowest || whole.is_some(),
+        if lowest < acts.plan.frozen {
+            return Err(Error::Batch { what: format!("block {lowest} is frozen, and trains") });
+        }
+        let reach = |layer: usize| {
+            let below = layer > lowest || whole.is_some_and(|at| at.frozen == 0);
+            Reach {
+                lowest: if layer == lowest { part } else { Part::Qkv },
+                normed: below || whole.is_some(),
+                below,
+            }
         };
         net.backend().zero(&mut g.stream_outputs, 0, rows * d)?;
         let (x, dy) = (Mat::new(&acts.last.output, d), Mat::new(&g.normed_outputs, d));
         pass.learn_norm(rows, (&net.final_norm, |p| p.norm), (x, dy), grads)?;
-        pass.norm_back(rows, &net.final_norm, x, dy, MatMut::new(&mut g.stream_outputs, d))?;
         let top = net.blocks.len() - 1;
-        let forward = (&acts.inputs[top], &acts.last);
+        if lowest > top {
+            return Ok(());
+        }
+        pass.norm_back(rows, &net.final_norm, x, dy, MatMut::new(&mut g.stream_outputs, d))?;
+        let forward = (&acts.inputs[acts.plan.input(top)], &acts.last);
         pass.last_block_back(&net.blocks[top], forward, g, &mut acts.scratch, (grads, reach(top)))?;
         for layer in (lowest..top).rev() {
-            let (block, set) = (&net.blocks[layer], acts.size.block_set(layer));
-            if acts.size.recomputed(layer) && layer + 1 < top {
-                pass.run_again(
-                    block,
-                    &acts.inputs[layer],
-                    &mut acts.blocks[set],
-                    &mut acts.scratch,
-                )?;
+            let (block, set) = (&net.blocks[layer], acts.plan.block_set(layer));
+            let input = &acts.inputs[acts.plan.input(layer)];
+            if acts.plan.recomputed(layer) && layer + 1 < top {
+                pass.run_again(block, input, &mut acts.blocks[set], &mut acts.scratch)?;
             }
-            let forward = (&acts.inputs[layer], &acts.blocks[set]);
+            let forward = (input, &acts.blocks[set]);
             pass.block_back(block, forward, g, &mut acts.scratch, (grads, reach(layer)))?;
         }
         Ok(())

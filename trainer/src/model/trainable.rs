@@ -79,9 +79,9 @@ impl<B: Ops> Block<B> {
 }
 
 impl<B: Ops> Network<B> {
-    /// GPT-2 blocks of zeros that [`Network::refresh`] fills; the token tables of `spec` are the caller's, only the
-    /// head's weight is there.
-    pub(super) fn trainable(backend: B, spec: BaseSpec) -> Result<Self> {
+    /// GPT-2 blocks of zeros that [`Network::refresh`] fills, of which the lowest `frozen` do not train; the token tables
+    /// of `spec` are the caller's, only the head's weight is there.
+    pub(super) fn trainable(backend: B, spec: BaseSpec, frozen: usize) -> Result<Self> {
         let shape = Shape { in_dim: spec.hidden, out_dim: spec.vocab };
         #[expect(clippy::cast_precision_loss, reason = "a head width is far below 2^24")]
         let scale = 1.0 / (spec.head_dim as f32).sqrt();
@@ -103,14 +103,23 @@ impl<B: Ops> Network<B> {
             empty: backend.alloc(0)?,
             dims: Dims::new(&spec),
             kind: activation(&spec),
+            frozen,
             spec,
             backend,
         })
     }
 
-    /// Takes blocks and final norm from the flat vector.
+    /// Takes the blocks that do not train from their part of the flat vector.
+    pub(super) fn refresh_frozen(&mut self, params: &B::Buf<f32>, at: &TrunkPlaces) -> Result<()> {
+        for (block, at) in self.blocks.iter_mut().zip(&at.blocks).take(at.frozen) {
+            block.refresh(&self.backend, params, at)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the blocks that train and the final norm from theirs.
     pub(super) fn refresh(&mut self, params: &B::Buf<f32>, at: &TrunkPlaces) -> Result<()> {
-        for (block, at) in self.blocks.iter_mut().zip(&at.blocks) {
+        for (block, at) in self.blocks.iter_mut().zip(&at.blocks).skip(at.frozen) {
             block.refresh(&self.backend, params, at)?;
         }
         self.final_norm.refresh(&self.backend, params, at.norm)

@@ -101,19 +101,19 @@ pub fn focal(windows: &[Example], gamma: f32) -> Lesson {
 }
 
 /// Times a window is repeated at most.
-const MOST_REPEATS: usize = 10;
+const MOST_REPEATS: u64 = 10;
 
-/// Windows of the person's rarer intents repeated until they are about as many as the most frequent one's, each at most
-/// ten times, copies right behind their originals.
-pub fn oversampled(windows: &[Example]) -> Lesson {
-    let mut counts = std::collections::BTreeMap::new();
-    windows.iter().for_each(|w| *counts.entry(intent(w)).or_insert(0usize) += 1);
-    let most = counts.values().copied().max().unwrap_or(0);
+/// Windows of rarer intents repeated until they would be as many as the most frequent one's, each at most ten times,
+/// copies right behind their originals; `counts[intent]` says how rare an intent is.
+pub fn oversampled(windows: &[Example], counts: &[u64]) -> Lesson {
+    let most = counts.iter().copied().max().unwrap_or(0);
     let times = |w: &Example| {
-        let own = counts.get(&intent(w)).copied().unwrap_or(1);
+        let own = counts.get(intent(w) as usize).copied().unwrap_or(0).max(1);
         ((2 * most + own) / (2 * own)).clamp(1, MOST_REPEATS)
     };
-    let repeated = windows.iter().flat_map(|w| std::iter::repeat_n(w.clone(), times(w)));
+    let repeated = windows
+        .iter()
+        .flat_map(|w| std::iter::repeat_n(w.clone(), usize::try_from(times(w)).unwrap_or(1)));
     Lesson { windows: repeated.collect(), losses: Vec::new() }
 }
 
@@ -175,8 +175,12 @@ mod tests {
     fn rare_intents_are_repeated_up_to_ten_times() {
         let windows: Vec<Example> =
             [vec![0; 30], vec![1; 10], vec![2; 1]].concat().into_iter().map(window).collect();
-        let all = oversampled(&windows).windows;
+        let all = oversampled(&windows, &[30, 10, 1]).windows;
         let count = |n| all.iter().filter(|w| intent(w) == n).count();
         assert_eq!((count(0), count(1), count(2)), (30, 30, 10));
+        // Rare among others, or never seen there.
+        let all = oversampled(&windows, &[10, 20]).windows;
+        let count = |n| all.iter().filter(|w| intent(w) == n).count();
+        assert_eq!((count(0), count(1), count(2)), (60, 10, 10));
     }
 }

@@ -73,6 +73,16 @@ struct Middle {
 }
 
 impl Tuning {
+    /// Key of what is drawn in a person's first pass or in the second: the order of the windows, dropout, and an adapter
+    /// that begins with that pass.
+    pub fn key(&self, user: &UserId, second: bool) -> [u32; 2] {
+        user.key().random_key(self.pass_seed(second))
+    }
+
+    fn pass_seed(&self, second: bool) -> u64 {
+        if second { self.seed.wrapping_add(SECOND) } else { self.seed }
+    }
+
     /// The job of a pass.
     fn job(&self, user: UserId, lesson: Lesson, (recipe, second): (&Recipe, bool)) -> Job {
         Job {
@@ -83,7 +93,7 @@ impl Tuning {
             lora: self.lora.clone(),
             unusable: None,
             recipe: recipe.clone(),
-            seed: if second { self.seed.wrapping_add(SECOND) } else { self.seed },
+            seed: self.pass_seed(second),
             start: None,
         }
     }

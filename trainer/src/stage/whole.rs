@@ -3,7 +3,8 @@
 //!
 //! As in [`super::population`] a batch is cut into virtual shards, each shard's gradient is made whole on one rank, and
 //! the shards' gradients are added in the order of their numbers; so any number of ranks gives the same bytes. The model
-//! on the backend is made anew from the flat vector after each step.
+//! on the backend is made anew from the flat vector after each step. Of a network whose lowest blocks are frozen
+//! ([`EventNetwork::partly`]) gradients, moments and sums have the parameters that train alone.
 
 use super::hidden::{Hidden, Window, masked};
 use super::individual::End;
@@ -106,7 +107,7 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
         pack_rows: usize,
     ) -> Result<Self> {
         let size = Self::size(net, pack_rows);
-        let (backend, len) = (net.trunk().backend(), net.places().len());
+        let (backend, len) = (net.trunk().backend(), net.places().trained());
         Ok(Self {
             stepper: EventStepper::new(net, size)?,
             grads: backend.alloc(len)?,
@@ -131,7 +132,7 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
     /// Bytes of [`WholeTrainer::new`] and of the shards' gradients on a rank that holds `shards` of them at a time: all
     /// of its own, or one where it is alone in its world.
     pub fn bytes(net: &EventNetwork<B>, pack_rows: usize, shards: usize) -> usize {
-        let len = net.places().len() * size_of::<f32>();
+        let len = net.places().trained() * size_of::<f32>();
         EventStepper::bytes(net, Self::size(net, pack_rows), 0) + (4 + shards) * len
     }
 
@@ -231,6 +232,11 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
 
     fn load(&mut self, state: &State) -> Result<()> {
         self.net.load(&state.params)?;
+        let (got, trained) = (state.m.len(), self.net.places().trained());
+        if got != trained || state.v.len() != trained {
+            let what = format!("moments of {got} parameters, {trained} train");
+            return Err(crate::model::Error::Batch { what }.into());
+        }
         let backend = self.net.trunk().backend();
         backend.write(&mut self.m, 0, &state.m)?;
         Ok(backend.write(&mut self.v, 0, &state.v)?)
@@ -253,7 +259,7 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
         ids: &[u32],
         (batch, epoch): (&[u32], u32),
     ) -> Result<(Vec<f64>, usize)> {
-        let len = self.net.places().len();
+        let len = self.net.places().trained();
         self.values.resize(if alone { len } else { ids.len() * len }, 0.0);
         let window = |i: u32| &task.windows[i as usize];
         let masks: Vec<Vec<u32>> = match task.reconstruction {

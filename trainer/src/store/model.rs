@@ -26,7 +26,7 @@ pub struct State {
     pub step: u32,
     /// Parameters.
     pub params: Vec<f32>,
-    /// First moments.
+    /// First moments of the parameters that train, the last ones.
     pub m: Vec<f32>,
     /// Second moments.
     pub v: Vec<f32>,
@@ -48,7 +48,12 @@ pub struct Best {
 impl State {
     /// Before the first step.
     pub fn new(params: Vec<f32>) -> Self {
-        let zeros = vec![0.0; params.len()];
+        Self::partly(params, 0)
+    }
+
+    /// Before the first step of a training that leaves the first `frozen` parameters as they are.
+    pub fn partly(params: Vec<f32>, frozen: usize) -> Self {
+        let zeros = vec![0.0; params.len().saturating_sub(frozen)];
         Self { step: 0, params, m: zeros.clone(), v: zeros, best: None }
     }
 
@@ -178,8 +183,8 @@ pub fn load_checkpoint(path: &Path, config: &str) -> Result<Option<State>> {
         }),
     };
     let state = State { step, params: vector("params")?, m: vector("m")?, v: vector("v")?, best };
-    let len = state.params.len();
-    if state.m.len() != len || state.v.len() != len {
+    let len = state.m.len();
+    if state.v.len() != len || len > state.params.len() {
         return Err(refused("vectors of different lengths"));
     }
     Ok(Some(state))

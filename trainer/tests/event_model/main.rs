@@ -10,6 +10,7 @@
 mod case;
 mod hostile;
 mod oracle;
+mod partly;
 #[path = "../../../kernels/tests/tolerance/mod.rs"]
 mod tolerance;
 mod users;

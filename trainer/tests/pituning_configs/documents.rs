@@ -115,6 +115,11 @@ fn keys_that_do_not_go_together_are_named() {
             "/dir/c.toml:7: `model.heads`: = 12 does not divide model.hidden = 100",
         ),
         (
+            "population",
+            "frozen_blocks = 13",
+            "/dir/c.toml:8: `population.frozen_blocks`: = 13, but model.layers = 12",
+        ),
+        (
             "distill",
             "heads = 5",
             "/dir/c.toml:8: `distill.heads`: = 5 does not divide distill.hidden = 384",
@@ -175,6 +180,14 @@ fn logs_and_their_arms() {
         (
             &["data.validation=0"],
             "`population.early_stop.enabled`: = true, but data.validation = 0 leaves nothing to choose by",
+        ),
+        (
+            &["engine.device=cuda"],
+            "`engine.device`: = \"cuda\", but event models are trained on CPUs so far",
+        ),
+        (
+            &["individual.tune=all", "individual.early_stop.enabled=true"],
+            "`individual.early_stop.enabled`: = true, but nothing is held out where individual.tune = \"all\"",
         ),
     ] {
         let message = set(&sets(more)).unwrap_err();

@@ -7,7 +7,7 @@ use kernels::optim::{AdamW, Optim, Update};
 use kernels::random::uniform_f32;
 use kernels::{Backend, Cpu};
 use trainer::comm::{HostSync, Solo};
-use trainer::config::ScheduleKind;
+use trainer::config::{Recipe, ScheduleKind};
 use trainer::model::activations::StepSize;
 use trainer::model::event::{
     EventNetwork, EventSpec, EventStepper, Goal, History, MASKED, Prediction,
@@ -22,20 +22,40 @@ use trainer::stage::whole::{Reconstruction, WholeTask, WholeTrainer};
 fn a_step_is_what_it_says() {
     let spec = spec();
     let log = Log::new(&spec, 45, 1);
-    let mut recipe = recipe();
-    (recipe.schedule, recipe.warmup_ratio, recipe.epochs) = (ScheduleKind::Constant, 0.0, 1);
+    let recipe = plain();
     let task = WholeTask { num_shards: 1, ..task(&log, &recipe) };
     let from = fresh(&spec);
     let trained = train((&spec, &log.table, &task), &ONE, (&from, 0, Some((0, 1))));
+    let (grads, expected) = gradient((&spec, &log), &task, (&from.params, 0));
+    let loss = f64::from(trained.losses()[0]);
+    assert!((loss - expected).abs() <= f64::from(f32::EPSILON) * loss, "{loss}");
+    let [params, m, v, norm] = adamw(0, [&from.params, &grads, &from.m, &from.v]);
+    assert_eq!(trained.state.params, params);
+    assert_eq!((trained.state.m, trained.state.v), (m, v));
+    assert_eq!(trained.told.steps[0].1, norm[0].to_bits());
+}
 
-    let order = Order::new(45, 13, 0, task.key);
+/// One epoch at one rate.
+pub(crate) fn plain() -> Recipe {
+    Recipe { schedule: ScheduleKind::Constant, warmup_ratio: 0.0, epochs: 1, ..recipe() }
+}
+
+/// The gradient of every parameter on the batch of a step of the first epoch, and that batch's loss.
+pub(crate) fn gradient(
+    (spec, log): (&EventSpec, &Log),
+    task: &WholeTask<'_>,
+    (params, step): (&[f32], u32),
+) -> (Vec<f32>, f64) {
+    let count = u32::try_from(log.windows.len()).unwrap();
+    let order = Order::new(count, task.recipe.batch_size, 0, task.key);
+    let batch = order.batch(step);
     let windows: Vec<&[u32]> =
-        order.batch(0).iter().map(|&i| log.windows[i as usize].tokens.as_slice()).collect();
+        batch.iter().map(|&i| log.windows[i as usize].tokens.as_slice()).collect();
     let mut net = EventNetwork::new(Cpu, spec.clone()).unwrap();
-    net.load(&from.params).unwrap();
+    net.load(params).unwrap();
     let size = StepSize { rows: 1000, stored_blocks: 2, backward: true };
     let mut stepper = EventStepper::new(&net, size).unwrap();
-    let mut grads = CpuBuf::from(vec![0.0; from.params.len()]);
+    let mut grads = CpuBuf::from(vec![0.0; params.len()]);
     let mut run = |pieces: &[Piece<'_>], weight: f32, goal| {
         let mut packer = Packer::new(false);
         packer.add(&Share { adapter: None, layout: 0, pieces, weight, first_token: 0 });
@@ -43,11 +63,12 @@ fn a_step_is_what_it_says() {
         let losses = stepper.train_whole(&net, pack, goal, &mut grads).unwrap();
         losses.iter().map(|&l| f64::from(l)).sum::<f64>() * f64::from(weight)
     };
-    let pieces: Vec<Piece<'_>> =
-        windows.iter().map(|w| Piece::supervised(w, w.len() - 1)).collect();
-    let intents = run(&pieces, 1.0 / 13.0, Goal::Intents);
+    let pieces = windows.iter().map(|w| Piece::supervised(w, w.len() - 1));
+    let first = |p: &Piece<'_>| if spec.history == History::Mean { 0 } else { p.first_output };
+    let pieces: Vec<Piece<'_>> = pieces.map(|p| Piece { first_output: first(&p), ..p }).collect();
+    let intents = run(&pieces, 1.0 / f32::from(u16::try_from(batch.len()).unwrap()), Goal::Intents);
 
-    let hidden = order.batch(0).iter().zip(&windows).map(|(&i, w)| {
+    let hidden = batch.iter().zip(&windows).map(|(&i, w)| {
         let places = 0..u32::try_from(w.len() - 1).unwrap();
         let is = |p: &u32| f64::from(uniform_f32(task.key, [i, 0, *p, 0x4d41_534b])) < 0.3;
         let only: Vec<u32> = places.filter(is).collect();
@@ -60,20 +81,28 @@ fn a_step_is_what_it_says() {
     let hidden: Vec<_> = hidden.filter(|h| !h.1.is_empty()).collect();
     let count: u16 = hidden.iter().map(|h| u16::try_from(h.1.len()).unwrap()).sum();
     assert!(count > 5, "{count} events hidden");
-    let piece = |h: &'_ (Vec<u32>, Vec<u32>, Vec<u32>)| -> Piece<'static> {
-        let keep = |x: &[u32]| -> &'static [u32] { x.to_vec().leak() };
-        let (rows, only, targets) = (keep(&h.0), Some(keep(&h.1)), keep(&h.2));
-        Piece { rows, first_output: 0, targets, loss: None, only }
-    };
-    let pieces: Vec<Piece<'_>> = hidden.iter().map(piece).collect();
+    let pieces: Vec<Piece<'_>> = (hidden.iter())
+        .map(|(rows, only, targets)| Piece {
+            rows,
+            first_output: 0,
+            targets,
+            loss: None,
+            only: Some(only),
+        })
+        .collect();
     let events = run(&pieces, 1.0 / f32::from(count) * 0.5, Goal::Events);
-    let loss = f64::from(trained.losses()[0]);
-    assert!((loss - (intents + events)).abs() <= f64::from(f32::EPSILON) * loss, "{loss}");
+    let mut values = vec![0.0; params.len()];
+    Cpu.read(&grads, 0, &mut values).unwrap();
+    (values, intents + events)
+}
 
+/// Parameters, moments and the gradient's norm after step `done` of [`plain`], of parameters, gradient and moments.
+pub(crate) fn adamw(done: u32, [params, grads, m, v]: [&[f32]; 4]) -> [Vec<f32>; 4] {
+    let len = params.len();
     let update = Update {
         offset: 0,
-        len: u32::try_from(from.params.len()).unwrap(),
-        step: 1,
+        len: u32::try_from(len).unwrap(),
+        step: done + 1,
         learning_rate: 0.01,
         beta1: 0.9,
         beta2: 0.999,
@@ -81,18 +110,9 @@ fn a_step_is_what_it_says() {
         weight_decay: 0.01,
         clip_norm: 1.0,
     };
-    let [params, m, v, norm] = adamw(update, from.params.clone(), grads);
-    assert_eq!(trained.state.params, params);
-    assert_eq!((trained.state.m, trained.state.v), (m, v));
-    assert_eq!(trained.told.steps[0].1, norm[0].to_bits());
-}
-
-/// Parameters, moments and the gradient's norm after a first step.
-fn adamw(update: Update, params: Vec<f32>, mut grads: CpuBuf<f32>) -> [Vec<f32>; 4] {
-    let len = params.len();
-    let zeros = |n: usize| CpuBuf::from(vec![0.0; n]);
-    let (mut params, mut m, mut v) = (CpuBuf::from(params), zeros(len), zeros(len));
-    let mut norms = zeros(1);
+    let [mut params, mut grads, mut m, mut v] =
+        [params, grads, m, v].map(|x| CpuBuf::from(x.to_vec()));
+    let mut norms = CpuBuf::from(vec![0.0]);
     Cpu.adamw(AdamW {
         updates: &CpuBuf::from(vec![update]),
         num_updates: 1,

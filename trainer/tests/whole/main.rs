@@ -2,6 +2,7 @@
 //! it does not. Users of the individual stage on an event model: one result in any company.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+mod frozen;
 mod individual;
 mod learning;
 mod world;

@@ -110,10 +110,21 @@ pub(crate) fn task<'a>(log: &'a Log, recipe: &'a Recipe) -> WholeTask<'a> {
 }
 
 pub(crate) fn fresh(spec: &EventSpec) -> State {
-    let places = Places::new(spec);
+    partly_fresh(spec, 0)
+}
+
+/// The same with the lowest `frozen` blocks to stay.
+pub(crate) fn partly_fresh(spec: &EventSpec, frozen: usize) -> State {
+    let places = Places::partly(spec, frozen);
     let mut params = vec![0.0; places.len()];
     places.initialise([1, 2], &mut params);
-    State::new(params)
+    State::partly(params, places.frozen())
+}
+
+/// How many blocks a state leaves as they are; none for a state of another model.
+fn frozen_blocks(spec: &EventSpec, state: &State) -> usize {
+    let trains = |&n: &usize| Places::partly(spec, n).trained() == state.m.len();
+    (0..=spec.layers).find(trains).unwrap_or(0)
 }
 
 /// What must not matter.
@@ -195,7 +206,8 @@ pub(crate) fn attempt(
     let pool = |n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap();
     let body = |comm: &Threads| {
         Ok(pool(setting.threads).install(|| {
-            let mut net = EventNetwork::new(Cpu, spec.clone()).unwrap();
+            let frozen = frozen_blocks(spec, from);
+            let mut net = EventNetwork::partly(Cpu, spec.clone(), frozen).unwrap();
             let halt = AtomicBool::new(false);
             let at = stop.filter(|&(rank, _)| rank == comm.rank()).map(|(_, step)| step);
             let told = Told { every, ..Told::default() };

@@ -3,6 +3,7 @@
 use super::super::document::Document;
 use super::super::error::Error;
 use super::super::recipe::Recipe;
+use super::super::resolved::DeviceKind;
 use super::resolve::recipe;
 use super::resolved::{EventArm, EventConfig, EventSourceKind, Tune};
 use serde_json::Value;
@@ -122,6 +123,11 @@ fn models(config: &EventConfig) -> Option<Fault> {
         let reason = format!("= {heads} does not divide {section}.hidden = {hidden}");
         (!hidden.is_multiple_of(heads)).then(|| (format!("{section}.heads"), reason))
     };
+    let frozen = config.population.frozen_blocks;
+    if frozen > model.layers {
+        let reason = format!("= {frozen}, but model.layers = {}", model.layers);
+        return fault("population.frozen_blocks", &reason);
+    }
     let teacher = uneven("model", model.hidden, model.heads);
     let student = || uneven("distill", student.hidden, student.heads);
     teacher.or_else(|| student().filter(|_| config.distill.enabled))
@@ -154,6 +160,9 @@ fn unlearning(config: &EventConfig) -> Option<Fault> {
 
 /// What recipes say that event models do not have.
 fn stages(config: &EventConfig) -> Option<Fault> {
+    if config.engine.device != DeviceKind::Cpu {
+        return fault("engine.device", "= \"cuda\", but event models are trained on CPUs so far");
+    }
     let stages = [
         ("population", &config.population.training),
         ("distill", &config.distill.training),
@@ -172,10 +181,16 @@ fn stages(config: &EventConfig) -> Option<Fault> {
             return fault(&format!("{section}.early_stop.enabled"), reason);
         }
     }
+    let whole = config.individual.tune == Tune::All;
+    if let Some((section, _)) =
+        stages[2..].iter().find(|(_, training)| whole && training.early_stop.enabled)
+    {
+        let reason = "= true, but nothing is held out where individual.tune = \"all\"";
+        return fault(&format!("{section}.early_stop.enabled"), reason);
+    }
     let strange = |target: &&String| !PRODUCTS.contains(&target.as_str());
-    let adapted = config.individual.tune != Tune::All;
     match config.individual.training.targets.iter().find(strange) {
-        Some(target) if adapted => {
+        Some(target) if !whole => {
             let reason = format!("has \"{target}\", but a GPT-2 block has {}", PRODUCTS.join(", "));
             fault("individual.targets", &reason)
         }

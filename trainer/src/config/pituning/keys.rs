@@ -131,6 +131,13 @@ const POPULATION: &[Key] = &[
     ),
     key("lambda", WEIGHT, Is("1.0"), Result, "weight of the reconstruction's loss"),
     key(
+        "frozen_blocks",
+        Kind::Int(0, 1024),
+        Is("0"),
+        Result,
+        "lowest blocks that stay as they begin, and with any the embeddings below them",
+    ),
+    key(
         "checkpoint_steps",
         Kind::Int(0, u32::MAX as i64),
         Is("0"),
@@ -224,6 +231,13 @@ const INDIVIDUAL: &[Key] = &[
         "what of the student a person has",
     ),
     key("focal_gamma", Kind::Float(0.0, 100.0), Is("2.0"), Result, "with focal: its exponent"),
+    key(
+        "oversample",
+        Kind::OneOf(&["person", "population"]),
+        Is("\"person\""),
+        Result,
+        "with oversample: among whose events an intent is rare",
+    ),
 ];
 
 const EVALUATE: &[Key] = &[

@@ -11,7 +11,7 @@ pub use keys::SECTIONS;
 pub(super) use resolve::METHOD;
 pub use resolved::{
     Distill, EventArm, EventConfig, EventEvaluate, EventIndividual, EventPopulation, EventRun,
-    EventSource, EventSourceKind, Method, ModelShape, Tune, Unlearn,
+    EventSource, EventSourceKind, Method, ModelShape, RareTo, Tune, Unlearn,
 };
 
 /// The names of the recipes.

@@ -216,7 +216,7 @@ pub struct ModelShape {
     pub pretrained: Option<PathBuf>,
 }
 
-/// `[population]`: every parameter, on everybody's windows.
+/// `[population]`: every parameter, or those above some frozen blocks, on everybody's windows.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EventPopulation {
     /// The recipe it started from.
@@ -227,6 +227,8 @@ pub struct EventPopulation {
     pub mask_ratio: f64,
     /// Weight of the reconstruction's loss.
     pub lambda: f64,
+    /// The lowest so many blocks stay as they begin, and with any the embeddings below them.
+    pub frozen_blocks: usize,
     /// Steps between two checkpoints; 0 for none but at a stop.
     pub checkpoint_steps: u32,
     /// How; what it says of adapters is not looked at.
@@ -301,9 +303,21 @@ pub struct EventIndividual {
     pub tune: Tune,
     /// Focal loss' gamma, for arm `focal`.
     pub focal_gamma: f64,
+    /// Among whose events an intent is rare, for arm `oversample`.
+    pub oversample: RareTo,
     /// How; its adapter's shape holds for unlearning too.
     #[serde(flatten)]
     pub training: Recipe,
+}
+
+/// Among whose events an intent is rare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RareTo {
+    /// The person's own.
+    Person,
+    /// Everybody's in the population stage.
+    Population,
 }
 
 /// What of the student a person has.

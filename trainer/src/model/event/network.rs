@@ -1,9 +1,11 @@
-//! An event model on a backend: one flat vector of parameters, and the forms of it that products read.
+//! An event model on a backend: its flat vector of parameters, cut where some do not train, and the forms of it that
+//! products read.
 
 use super::super::network::{Network, Product};
 use super::super::{Error, Result};
 use super::{EventSpec, Places};
 use kernels::Ops;
+use std::path::Path;
 
 /// An event model's parameters.
 #[derive(Debug)]
@@ -14,6 +16,9 @@ pub struct EventNetwork<B: Ops> {
     pub(super) trunk: Network<B>,
     pub(super) reconstruction_bias: B::Buf<f32>,
     pub(super) prediction: Option<Product<B>>,
+    /// The parameters that do not train, the first ones.
+    pub(super) frozen: B::Buf<f32>,
+    /// Those that train.
     pub(super) params: B::Buf<f32>,
 }
 
@@ -23,14 +28,27 @@ impl<B: Ops> EventNetwork<B> {
     /// # Errors
     /// [`Error::Setting`] for a specification that is none; when the backend has no memory.
     pub fn new(backend: B, spec: EventSpec) -> Result<Self> {
+        Self::partly(backend, spec, 0)
+    }
+
+    /// A model of zeros, whose lowest `frozen` blocks and what is below them stay as they are loaded when it trains whole.
+    ///
+    /// # Errors
+    /// As [`Self::new`]; [`Error::Setting`] for more blocks than there are.
+    pub fn partly(backend: B, spec: EventSpec, frozen: usize) -> Result<Self> {
         spec.validate()?;
-        let places = Places::new(&spec);
+        if frozen > spec.layers {
+            let reason = format!("{frozen} of {} blocks", spec.layers);
+            return Err(Error::setting(Path::new("event model"), "frozen_blocks", reason));
+        }
+        let places = Places::partly(&spec, frozen);
         let at = places.prediction;
         Ok(Self {
             reconstruction_bias: backend.alloc(spec.events())?,
             prediction: at.map(|at| Product::zeros(&backend, at.shape)).transpose()?,
-            params: backend.alloc(places.len())?,
-            trunk: Network::trainable(backend, spec.trunk())?,
+            frozen: backend.alloc(places.frozen())?,
+            params: backend.alloc(places.trained())?,
+            trunk: Network::trainable(backend, spec.trunk(), frozen)?,
             places,
             spec,
         })
@@ -62,7 +80,10 @@ impl<B: Ops> EventNetwork<B> {
                 what: format!("{got} parameters, the model has {expected}"),
             });
         }
-        self.trunk.backend.write(&mut self.params, 0, params)?;
+        let (frozen, trained) = params.split_at(self.places.frozen());
+        self.trunk.backend.write(&mut self.frozen, 0, frozen)?;
+        self.trunk.backend.write(&mut self.params, 0, trained)?;
+        self.trunk.refresh_frozen(&self.frozen, &self.places.trunk)?;
         self.refresh()
     }
 
@@ -71,10 +92,12 @@ impl<B: Ops> EventNetwork<B> {
     /// # Errors
     /// When `params` is longer than the model.
     pub fn read(&self, params: &mut [f32]) -> Result<()> {
-        Ok(self.trunk.backend.read(&self.params, 0, params)?)
+        let (frozen, trained) = params.split_at_mut(self.places.frozen().min(params.len()));
+        self.trunk.backend.read(&self.frozen, 0, frozen)?;
+        Ok(self.trunk.backend.read(&self.params, 0, trained)?)
     }
 
-    /// Lets an optimiser change the flat vector, then makes anew what products read.
+    /// Lets an optimiser change the parameters that train, then makes anew what products read of them.
     ///
     /// # Errors
     /// What the optimiser or the backend says.
@@ -86,7 +109,7 @@ impl<B: Ops> EventNetwork<B> {
         self.refresh()
     }
 
-    /// Makes the forms that products read from the flat vector.
+    /// Makes the forms that products read of the parameters that train.
     ///
     /// # Errors
     /// When the backend says so.

@@ -9,7 +9,7 @@ use kernels::intent;
 use kernels::linear::{Layout, Shape};
 
 /// The places of all parameters, in one fixed order: column tables, positions, blocks, final norm, reconstruction layer,
-/// intent head, prediction layer.
+/// intent head, prediction layer. So what does not train (see [`Places::partly`]) is one part, the first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Places {
     layout: places::Layout,
@@ -25,8 +25,14 @@ pub struct Places {
 const SLOPE: f32 = 0.25;
 
 impl Places {
-    /// The places of a model's parameters.
+    /// The places of a model's parameters, all of which train.
     pub fn new(spec: &EventSpec) -> Self {
+        Self::partly(spec, 0)
+    }
+
+    /// The places of a model whose lowest `frozen` blocks (of all, where it has not so many) do not train, nor what lies
+    /// below them where there are any: the tables of the columns and the positions.
+    pub fn partly(spec: &EventSpec, frozen: usize) -> Self {
         let mut list = places::Layout::default();
         let columns = (0..spec.columns.len())
             .map(|c| {
@@ -35,7 +41,8 @@ impl Places {
             })
             .collect();
         let positions = list.add("positions", &[spec.window, spec.hidden], Start::Normal(STD));
-        let trunk = list.trunk(spec.layers, (spec.hidden, spec.intermediate));
+        let blocks = (spec.layers, frozen.min(spec.layers));
+        let trunk = list.trunk(blocks, (spec.hidden, spec.intermediate));
         let events = Shape { in_dim: spec.hidden, out_dim: spec.events() };
         let reconstruction = list.product("reconstruction", events, STD);
         let intent = Self::intent(&mut list, spec);
@@ -67,6 +74,16 @@ impl Places {
     /// Parameters in all.
     pub fn len(&self) -> usize {
         self.layout.len
+    }
+
+    /// Parameters that do not train: so many first ones.
+    pub fn frozen(&self) -> usize {
+        self.layout.cut
+    }
+
+    /// Parameters that train, the others after them.
+    pub fn trained(&self) -> usize {
+        self.layout.len - self.layout.cut
     }
 
     /// Never true.

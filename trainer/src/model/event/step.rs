@@ -200,7 +200,8 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
     }
 
     /// Forward and backward of a model that trains whole: losses of the output rows (of the windows, for
-    /// [`Goal::Intents`]); `grads += d(Σ weight · loss)` of every parameter, laid out as [`super::Places`] says.
+    /// [`Goal::Intents`]); `grads += d(Σ weight · loss)` of every parameter that trains, laid out as [`super::Places`]
+    /// says. Nothing is formed below the lowest block that trains.
     ///
     /// # Errors
     /// As [`EventStepper::logits`].
@@ -224,7 +225,9 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
             }
         }
         self.stepper.backward(&net.trunk, (adapted.adapters, Some(&net.places.trunk)), grads)?;
-        self.embed_back(net, grads)?;
+        if net.places.frozen() == 0 {
+            self.embed_back(net, grads)?;
+        }
         self.read_losses(net)
     }
 
@@ -282,11 +285,14 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
     /// Vectors of all rows: their columns' embeddings, and their positions'.
     fn embed(&mut self, net: &EventNetwork<B>) -> Result<()> {
         let (spec, backend, lane) = (&net.spec, net.trunk.backend(), &self.stepper.batch.full);
-        let (d, x) = (spec.hidden, &mut self.stepper.acts.inputs[0]);
+        let acts = &mut self.stepper.acts;
+        let (d, x) = (spec.hidden, &mut acts.inputs[acts.plan.input(0)]);
+        // They train if all blocks do.
+        let params = if net.places.frozen() > 0 { &net.frozen } else { &net.params };
         for (column, &offset) in net.places.columns.iter().enumerate() {
             let (start, dim) = spec.column_span(column);
             backend.lookup(Lookup {
-                params: &net.params,
+                params,
                 offset,
                 values: spec.table_rows(column),
                 dim,
@@ -297,7 +303,7 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
             })?;
         }
         Ok(backend.lookup(Lookup {
-            params: &net.params,
+            params,
             offset: net.places.positions,
             values: spec.window,
             dim: d,

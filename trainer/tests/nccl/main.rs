@@ -1,0 +1,13 @@
+//! Groups of GPUs without a GPU: real MPI ranks on `tests/fake-nccl`, a driver and an NCCL of the same C interface.
+//!
+//! Every test starts `mpirun` on this test binary again, naming itself, with the fake libraries where the loader finds
+//! them first; with `MYRIAD_NCCL_RANK` set the test is a rank and runs its body instead. `job.rs` starts ranks,
+//! `rank.rs` is what a rank does. Start reading at `sums.rs`.
+
+#![cfg(feature = "mpi")]
+#![expect(clippy::unwrap_used, reason = "test code")]
+
+mod faults;
+mod job;
+mod rank;
+mod sums;
