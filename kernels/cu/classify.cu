@@ -141,7 +141,8 @@ __device__ __forceinline__ float hard(const Row& row, const Logits& z, const Cla
 }
 
 // The teacher: dz = w slope (p - q). A probability of zero meets no infinity.
-__device__ __forceinline__ float soft(const Row& row, const Logits& z, const Logits& teacher, const Classes<float>& dz) {
+__device__ __forceinline__ float soft(const Row& row, const Logits& z, const Logits& teacher,
+                                      const Classes<float>& dz) {
   const Normal p = normal(z, 1.f), q = normal(teacher, 1.f);
   float sum = 0.f;
   z.each([&](int c, const float(&v)[4], int n) {

@@ -15,7 +15,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   const int at = blockIdx.x * THREADS + threadIdx.x;
   if (at < num_segments) {
     const Segment s = segments[at];
-    const unsigned long long before = at == 0 ? 0 : (unsigned long long)segments[at - 1].row_start + segments[at - 1].rows;
+    const Segment last = at == 0 ? Segment{0, 0, 0, 0} : segments[at - 1];
+    const unsigned long long before = (unsigned long long)last.row_start + last.rows;
     const unsigned long long end = (unsigned long long)s.row_start + s.rows;
     const bool ordered = s.row_start >= before, inside = end <= (unsigned)rows;
     const bool delta = s.delta == NONE || (s.delta <= slab && delta_len <= slab - s.delta);
@@ -192,8 +193,9 @@ __device__ __forceinline__ void logit_shares(float* shares, const float (&z)[TIL
 }
 
 // dZ of a row and its sums over the intents of this pass.
-__device__ __forceinline__ void row_gradients(const Results& to, const Head& head, size_t row, const float (&z)[TILES][4],
-                                              const float (&q)[2], const Unit (&units)[2], int unit, int n0) {
+__device__ __forceinline__ void row_gradients(const Results& to, const Head& head, size_t row,
+                                              const float (&z)[TILES][4], const float (&q)[2],
+                                              const Unit (&units)[2], int unit, int n0) {
   const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
   float sums[2][3] = {};
 #pragma unroll

@@ -1,8 +1,8 @@
 // What the kernels of the intention attention head share (src/intent/mod.rs): the head as the device sees it, loads of
 // its f32 parameters, and the order in which tensor cores take a sum's terms.
 //
-// With M_t = W_v + W_p (.) h_t [k, d] (outer product: M_t[u, i] = W_v[u, i] + Σ_j W_p[u, i, j] h_tj, made before) a row is
-// Z = V M_tᵀ + (W_h h_t + b1), a = w2 · PReLU(Z) + b2 + c; backward dV_t = dZ M_t and R_t = dZᵀ V = dM_t.
+// With M_t = W_v + W_p (.) h_t [k, d] (outer product: M_t[u, i] = W_v[u, i] + Σ_j W_p[u, i, j] h_tj, made before) a row
+// is Z = V M_tᵀ + (W_h h_t + b1), a = w2 · PReLU(Z) + b2 + c; backward dV_t = dZ M_t and R_t = dZᵀ V = dM_t.
 //
 // Products run as tf32: bf16 activations are exact in it, parameters are rounded to 11 bits of mantissa, sums are f32.
 // Letters: N intents, k hidden units (`units`), d width (`dim`), `pitch` k in whole sixteens: a row of dZ, whose

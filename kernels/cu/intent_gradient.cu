@@ -22,8 +22,8 @@ __device__ __forceinline__ void load_columns(float (&low)[4], float (&high)[4], 
 }
 
 // Four units of dZ of an intent; zero beyond the last one.
-__device__ __forceinline__ void load_dz(uint32_t (&b)[4], const Head& head, const float* dz, size_t row, int n, int unit,
-                                        int pitch) {
+__device__ __forceinline__ void load_dz(uint32_t (&b)[4], const Head& head, const float* dz, size_t row, int n,
+                                        int unit, int pitch) {
   float v[4] = {};
   if (n < head.intents) load4(v, dz + (row * head.intents + n) * pitch + unit, 4, true);
   to_tf32(b, v);
@@ -31,7 +31,8 @@ __device__ __forceinline__ void load_dz(uint32_t (&b)[4], const Head& head, cons
 
 // dH = Σ_n V_n (.) (dZ W_p)_n + W_hᵀ Σ_n dZ_n for the element-wise product. A block takes ROWS rows, a warp 16 columns.
 extern "C" __global__ void __launch_bounds__(WARPS* WARP)
-    intent_history(HEAD_PARAMETERS, const float* dz, const float* sums, int pitch, bf16* dh, unsigned dh_stride, int rows) {
+    intent_history(HEAD_PARAMETERS, const float* dz, const float* sums, int pitch, bf16* dh, unsigned dh_stride,
+                   int rows) {
   const Head head = HEAD_OF_PARAMETERS;
   const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4, row = blockIdx.x * ROWS;
   const int i0 = (blockIdx.y * WARPS + threadIdx.x / WARP) * WIDTH, count = min(ROWS, rows - row);
@@ -93,6 +94,21 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP)
 }
 ENTRY(intent_history)
 
+// Calls visit(j, e, unit, column) for each element of W1 that a lane has of its warp's two column tiles: element e of
+// tile j is unit + g + e / 2 * 8, column i0 + 8 j + 2 t + e % 2. (Run-time compilation refuses generic lambdas.)
+template <class F>
+__device__ __forceinline__ void each_element(const Head& head, int unit, int i0, F&& visit) {
+  const int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+#pragma unroll
+  for (int j = 0; j < 2; j++) {
+#pragma unroll
+    for (int e = 0; e < 4; e++) {
+      const int own = unit + g + e / 2 * 8, i = i0 + 8 * j + 2 * t + e % 2;
+      if (own < head.units && i < head.dim) visit(j, e, own, i);
+    }
+  }
+}
+
 // The chains of W1: a warp owns 16 units and 16 columns of W_v, of W_p for the element-wise product, and of W_h.
 // For the outer product R is written as well, [rows, k, d], and `w1_gradient` may be null.
 template <bool OUTER>
@@ -104,20 +120,9 @@ __device__ __forceinline__ void weights(const Head& head, const bf16* h, unsigne
   const bool h_pair = (((size_t)h | (size_t)h_stride * sizeof(bf16)) & 3) == 0;
   const size_t sums_pitch = 3 * pitch + 4;
   float chain[3][2][4] = {};  // W_v, W_p, W_h; columns 0-7, 8-15
-  // Element e of column tile j: unit + g + e / 2 * 8, column i0 + 8 j + 2 t + e % 2.
-  auto each = [&](auto&& visit) {
-#pragma unroll
-    for (int j = 0; j < 2; j++) {
-#pragma unroll
-      for (int e = 0; e < 4; e++) {
-        const int own = unit + g + e / 2 * 8, i = i0 + 8 * j + 2 * t + e % 2;
-        if (own < head.units && i < head.dim) visit(j, e, own, i);
-      }
-    }
-  };
   const size_t parts[3] = {0, (size_t)head.dim, (size_t)head.columns - head.dim};
   if (w1_gradient) {
-    each([&](int j, int e, int own, int i) {
+    each_element(head, unit, i0, [&](int j, int e, int own, int i) {
       for (int p = 0; p < 3; p++)
         if (!OUTER || p != 1) chain[p][j][e] = w1_gradient[(size_t)own * head.columns + parts[p] + i];
     });
@@ -166,7 +171,7 @@ __device__ __forceinline__ void weights(const Head& head, const bf16* h, unsigne
             for (int e = 0; e < 2; e++) of_h[j][e] = i + e < head.dim ? to_f32(h_row[i + e]) : 0.f;
           }
         }
-        each([&](int j, int e, int own, int i) {
+        each_element(head, unit, i0, [&](int j, int e, int own, int i) {
           const float term = terms[r][j][e], x = of_h[j][e % 2];
 #ifdef FAULT_INTENT_CHAIN
           chain[0][j][e] = term;
@@ -181,7 +186,7 @@ __device__ __forceinline__ void weights(const Head& head, const bf16* h, unsigne
     }
   }
   if (!w1_gradient) return;
-  each([&](int j, int e, int own, int i) {
+  each_element(head, unit, i0, [&](int j, int e, int own, int i) {
     for (int p = 0; p < 3; p++)
       if (!OUTER || p != 1) w1_gradient[(size_t)own * head.columns + parts[p] + i] = chain[p][j][e];
   });
@@ -198,8 +203,8 @@ __device__ __forceinline__ void weights(const Head& head, const bf16* h, unsigne
 INTENT_WEIGHTS(elementwise, false)
 INTENT_WEIGHTS(outer, true)
 
-// A group of rows and the gradient it is added to: with `segments` the rows of segment `index` among first..first + rows
-// of the pack, counted from `first` on, else all of them.
+// A group of rows and the gradient it is added to: with `segments` those rows of segment `index` that are among
+// first..first + rows of the pack, counted from `first` on, else all of them.
 struct Group {
   int begin, end;
   float* to;
@@ -214,8 +219,8 @@ __device__ __forceinline__ Group group_of(const Segment* segments, const unsigne
   return {(int)max(begin, 0ll), (int)min(end, (long long)rows), to + s.gradient};
 }
 
-// The chains of V or of the segments' ΔV: += dV_t = dZ_t M_t. A block owns INTENTS intents and WIDTH columns of a group;
-// its warps make the terms of BATCH rows each, then every thread adds them to its elements' chains in the rows' order.
+// The chains of V or of the segments' ΔV: += dV_t = dZ_t M_t. A block owns INTENTS intents and WIDTH columns of a
+// group; its warps make the terms of BATCH rows each, then every thread adds them to its elements' chains in order.
 template <bool OUTER>
 __device__ __forceinline__ void table_chain(const Head& head, const bf16* h, unsigned h_stride, const float* m,
                                             const float* dz, int pitch, Group group, int n0, int i0) {
@@ -307,7 +312,8 @@ __device__ __forceinline__ void table_chain(const Head& head, const bf16* h, uns
                           int rows) {                                                                               \
     const Group group = group_of(segments, writes, blockIdx.x, to, first, rows);                                    \
     if (group.begin >= group.end) return;                                                                           \
-    table_chain<outer>(HEAD_OF_PARAMETERS, h, h_stride, m, dz, pitch, group, blockIdx.z * INTENTS, blockIdx.y * WIDTH); \
+    const int n0 = blockIdx.z * INTENTS, i0 = blockIdx.y * WIDTH;                                                   \
+    table_chain<outer>(HEAD_OF_PARAMETERS, h, h_stride, m, dz, pitch, group, n0, i0);                               \
   }                                                                                                                 \
   ENTRY(intent_table_##name)
 

@@ -1,5 +1,5 @@
 // Products that only the outer form of the intention attention head has (src/intent/mod.rs), in f32 throughout: M from
-// H and W_p before the rows, dH and the chains of W_p after them. R [rows, k, d] and the sums come from the other files.
+// H and W_p before the rows, dH and the chains of W_p after them. R [rows, k, d] and the sums come from the others.
 #include "common.cuh"
 
 constexpr int TILE = 64;   // rows and columns of a block

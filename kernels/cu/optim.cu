@@ -100,28 +100,6 @@ __device__ __forceinline__ Place place_of(const Update* updates, unsigned num, c
   return {slot, left < PIECE ? (int)left : PIECE, offset + in_slot, offset % 4 == 0};
 }
 
-// Four neighbours, of which `n` are there.
-__device__ __forceinline__ void load4(float (&v)[4], const float* p, int n, bool vector) {
-  if (vector && n >= 4) {
-    const uint4 q = ld16(p);
-    v[0] = __uint_as_float(q.x), v[1] = __uint_as_float(q.y);
-    v[2] = __uint_as_float(q.z), v[3] = __uint_as_float(q.w);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; i++) v[i] = i < n ? p[i] : 0.f;
-}
-
-__device__ __forceinline__ void store4(float* p, const float (&v)[4], int n, bool vector) {
-  if (vector && n >= 4) {
-    st16(p, make_uint4(__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]), __float_as_uint(v[3])));
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; i++)
-    if (i < n) p[i] = v[i];
-}
-
 // The sum over a block of `WARPS` warps, in thread 0; `partial` may be used again after the next barrier.
 template <int WARPS>
 __device__ __forceinline__ double block_sum_f64(double v, double* partial) {

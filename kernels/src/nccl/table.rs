@@ -12,10 +12,15 @@ pub(super) fn open(library: &'static str, names: &[&str]) -> Result<&'static Lib
         // SAFETY: the names are those of NVIDIA's libraries, whose initialisers have no preconditions.
         match unsafe { Library::new(*name) } {
             Ok(found) => return Ok(Box::leak(Box::new(found))),
-            Err(error) => why = why.or(Some(error.to_string())),
+            Err(error) => why = why.or(Some(words(&error))),
         }
     }
     Err(Error::Missing { library, tried: names.join(", "), why: why.unwrap_or_default() })
+}
+
+/// The loader's own words, which libloading keeps one level down.
+fn words(error: &libloading::Error) -> String {
+    std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// The function `symbol`, as a pointer of type `F`.
@@ -53,3 +58,32 @@ macro_rules! table {
     };
 }
 pub(super) use table;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_library_says_what_was_tried_and_why() {
+        let missing = open("Nothing", &["libmyriad-none.so.9", "libmyriad-none.so"]).unwrap_err();
+        let text = missing.to_string();
+        let tried = "Nothing cannot be loaded (tried libmyriad-none.so.9, libmyriad-none.so): ";
+        assert!(text.starts_with(tried), "{text}");
+        assert!(text.contains("libmyriad-none.so.9: cannot open shared object file"), "{text}");
+    }
+
+    #[test]
+    fn a_missing_function_is_an_error() {
+        let c = open("C", &["libc.so.6"]).unwrap();
+        // SAFETY: never called; the first does not exist, the second is of this type.
+        let (absent, present) = unsafe {
+            (
+                function::<unsafe extern "C" fn()>("C", c, "myriad_has_no_such_function"),
+                function::<unsafe extern "C" fn() -> i32>("C", c, "getpid"),
+            )
+        };
+        let symbol = "myriad_has_no_such_function";
+        assert_eq!(absent.unwrap_err(), Error::Symbol { library: "C", symbol });
+        assert!(present.is_ok());
+    }
+}
