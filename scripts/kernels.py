@@ -10,7 +10,6 @@ import argparse
 import concurrent.futures
 import ctypes
 import dataclasses
-import os
 import pathlib
 import re
 import subprocess
@@ -465,7 +464,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--no-self-test", action="store_true")
     parser.add_argument("--arch", type=lambda text: text.split(","), default=ARCHITECTURES)
-    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "kernels")
+    parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--names", action="store_true")
     options = parser.parse_intermixed_args()
     try:

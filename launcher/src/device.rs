@@ -65,7 +65,9 @@ impl Device {
             (Ok(_), Some(ordinal)) => ordinal,
         };
         let cache = Some(env.cache.join("device-code"));
-        let cuda = Cuda::open(Options { ordinal, cache, cubins: None }).input(hint)?;
+        // Where scripts/build-kernels writes; without it the device code is compiled at first use.
+        let cubins = Some(env.cache.join("cubins"));
+        let cuda = Cuda::open(Options { ordinal, cache, cubins }).input(hint)?;
         Ok(Self::Cuda(Gpu::new(cuda).input(hint)?))
     }
 }

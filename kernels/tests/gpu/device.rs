@@ -58,6 +58,13 @@ impl TestDevice {
         Self::Cuda(Box::new(cuda.unwrap_or_else(|error| panic!("{error}"))))
     }
 
+    /// The order of blocks, warps and lanes, which a GPU chooses itself.
+    pub(crate) fn set_order(&self, seed: u32) {
+        if let Self::Emulator(device) = self {
+            device.set_order(seed);
+        }
+    }
+
     /// Makes bytes as if never written; on a GPU they become NaN in every format.
     pub(crate) fn poison(&self, memory: &TestMemory, offset: usize, len: usize) -> Result<()> {
         match (self, memory) {

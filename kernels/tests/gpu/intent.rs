@@ -2,6 +2,7 @@
 
 mod bounds;
 
+use crate::device::TestDevice;
 use crate::harness::{Emulated, PLACES, Subject, Window, caught, checked, fast, own, rounded};
 use crate::intent_case::{Case, GAP, Gradients, shape};
 use crate::naive::{download, numbers, upload};
@@ -42,11 +43,11 @@ fn aligned(mut case: Case) -> Case {
 
 /// The inputs of a case on the device.
 struct Loaded {
-    params: GpuBuf<emulator::Emulator, f32>,
-    deltas: GpuBuf<emulator::Emulator, f32>,
-    segments: GpuBuf<emulator::Emulator, Segment>,
-    h: GpuBuf<emulator::Emulator, bf16>,
-    work: GpuBuf<emulator::Emulator, f32>,
+    params: GpuBuf<TestDevice, f32>,
+    deltas: GpuBuf<TestDevice, f32>,
+    segments: GpuBuf<TestDevice, Segment>,
+    h: GpuBuf<TestDevice, bf16>,
+    work: GpuBuf<TestDevice, f32>,
     window: Window,
 }
 
@@ -78,7 +79,7 @@ impl Loaded {
     }
 }
 
-fn poisoned(b: &Emulated, len: usize) -> GpuBuf<emulator::Emulator, f32> {
+fn poisoned(b: &Emulated, len: usize) -> GpuBuf<TestDevice, f32> {
     let mut buf = b.alloc(len).unwrap();
     b.poison(&mut buf, 0, len);
     buf

@@ -1,22 +1,16 @@
 //! Grouped LoRA: exact on whole numbers at every edge shape, within derived bounds on real ones, the same bits alone
 //! and in any pack.
 
-use crate::harness::{Emulated, PLACES, Subject, caught, checked, within_bf16};
+use crate::harness::{Emulated, PLACES, Subject, caught, checked, own, within_bf16};
 use crate::lora_pack::{Draw, Pack, Rows};
 use crate::naive::{Naive, numbers};
 use crate::tolerance::{EPS, same_bits, within};
-use emulator::{Emulator, Mode};
+use emulator::Mode;
 use half::bf16;
 use kernels::Error;
-use kernels::gpu::Gpu;
 use kernels::lora::{Lora, Site, SiteOutput};
 use kernels::random::Dropout;
 use std::sync::OnceLock;
-
-/// A device of these tests alone: refusals of other tests do not show here, nor these there.
-fn own() -> Emulated {
-    Gpu::new(Emulator::open(Mode::Fast, &[]).unwrap()).unwrap()
-}
 
 fn fast() -> &'static Emulated {
     static DEVICE: OnceLock<Emulated> = OnceLock::new();
