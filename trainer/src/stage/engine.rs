@@ -336,6 +336,16 @@ impl<'a, B: Ops, M: Model<B>> Engine<'a, B, M> {
         Ok(self.backend().read(&self.buffers.grads, self.slabs.offset(slot), gradient)?)
     }
 
+    /// A slot's first and second moments.
+    ///
+    /// # Errors
+    /// When the slot has fewer elements.
+    pub fn read_moments(&self, slot: Slot, (m, v): (&mut [f32], &mut [f32])) -> Result<()> {
+        let offset = self.slabs.offset(slot);
+        self.backend().read(&self.buffers.m, offset, m)?;
+        Ok(self.backend().read(&self.buffers.v, offset, v)?)
+    }
+
     /// Zeroes a slot's gradient.
     ///
     /// # Errors

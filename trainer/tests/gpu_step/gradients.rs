@@ -1,0 +1,107 @@
+//! Losses and every adapter's gradient of one step.
+
+use crate::bound;
+use crate::optimiser::updates;
+use crate::world::{
+    BASES, Emulated, Measured, World, emulated, everybody, gradients, measure, split,
+};
+use emulator::Mode;
+use trainer::ids::Slot;
+
+/// Of a row with one key the gradients of queries and keys are zero; in `f32` a difference of equal numbers leaves a few
+/// of its roundings, `2^-24` of them.
+const RESIDUE: f64 = 16.0 / 16_777_216.0;
+
+/// What is further from the CPU's step than allowed, or not zero where nothing is trained.
+fn differing(world: &World, ours: &Measured, theirs: &Measured) -> Vec<String> {
+    let mut out = Vec::new();
+    let spec = world.base.spec();
+    let equal = f64::from(u16::try_from(spec.vocab).unwrap()).ln();
+    let from_equal =
+        |losses: &[f32]| losses.iter().map(|&l| (f64::from(l) - equal).powi(2)).sum::<f64>().sqrt();
+    let (a, b) = (ours.losses.concat(), theirs.losses.concat());
+    let off = bound::distance(&a, &b) / from_equal(&b);
+    eprintln!("losses off by {off:.5}, allowed {:.5}", bound::loss(spec));
+    if off > bound::loss(spec) {
+        out.push(format!("losses off by {off}"));
+    }
+    let mut worst = (0.0_f64, String::new());
+    for (i, user) in world.users.iter().enumerate() {
+        let (a, b) = (&ours.gradients[i], &theirs.gradients[i]);
+        let residue = RESIDUE * bound::norm(b);
+        for (site, half, range) in user.sites.tensors(user.lora.lora_rank as usize) {
+            let (a, b) = (&a[range.clone()], &b[range]);
+            let name = || format!("user {i}, {}", site.peft_key(half));
+            let off = bound::distance(a, b) / (bound::norm(b) + residue);
+            eprintln!("  {:.5} of {:.2e} {}", off, bound::norm(b), name());
+            if off > worst.0 {
+                worst = (off, name());
+            }
+            if off > bound::gradient(spec) {
+                out.push(format!("{}: off by {off}", name()));
+            }
+        }
+    }
+    for (i, (a, b)) in ours.gradients.iter().zip(&theirs.gradients).enumerate() {
+        let user = world.users.get(i).filter(|user| user.supervised() > 0);
+        let trained = user.map_or(0, |user| user.params.len());
+        if [a, b].iter().any(|x| x[trained..].iter().any(|&v| v != 0.0)) {
+            out.push(format!("slot {i}: not zero where nothing is trained"));
+        }
+    }
+    eprintln!("gradients off by {:.5} ({}), allowed {:.5}", worst.0, worst.1, bound::gradient(spec));
+    out
+}
+
+#[test]
+fn one_step_is_that_of_the_cpu() {
+    let device: Emulated = emulated(Mode::Fast, &[]);
+    for name in BASES {
+        let world = World::open(name);
+        let (cpu, gpu) = (world.cpu(), world.gpu(&device));
+        for how in [(0.0, 99), (0.25, 0)] {
+            let who = everybody(&world);
+            let t = std::time::Instant::now();
+            let theirs = measure(&world, &cpu, &who, how).unwrap();
+            let ours = measure(&world, &gpu, &who, how).unwrap();
+            eprintln!("{name} {how:?} {:?}", t.elapsed());
+            assert_eq!(differing(&world, &ours, &theirs), Vec::<String>::new(), "{name}, {how:?}");
+        }
+    }
+}
+
+/// Suffixes of a shared prefix add to its keys and values; a device that takes the first alone is found out.
+#[test]
+fn a_seeded_fault_is_seen() {
+    let world = World::open("llama_tied");
+    let device = emulated(Mode::Fast, &["ATTENTION_SUFFIX"]);
+    let who = everybody(&world);
+    let theirs = measure(&world, &world.cpu(), &who, (0.0, 0)).unwrap();
+    let ours = measure(&world, &world.gpu(&device), &who, (0.0, 0)).unwrap();
+    let found = differing(&world, &ours, &theirs);
+    // User 0 alone has a shared prefix.
+    assert!(!found.is_empty() && found.iter().all(|f| f.starts_with("user 0, ")), "{found:?}");
+}
+
+/// Every access of a small step looked at, and the same bits as without.
+#[test]
+fn checked_mode_finds_nothing() {
+    let (fast, checked) = (emulated(Mode::Fast, &[]), emulated(Mode::Checked, &[]));
+    for name in BASES {
+        let world = World::open(name);
+        let (plain, looked) = (world.gpu(&fast), world.gpu(&checked));
+        let mut engines = [world.engine(&plain, 0), world.engine(&looked, 0)];
+        let ran = engines.each_mut().map(|engine| {
+            let packer = world.pack(engine, &[1, 4, 5], (0.25, 0));
+            let losses = split(&packer, engine.train(&packer).unwrap());
+            let gradients = gradients(engine);
+            let updates = updates(&world, engine, 0);
+            let mut norms = vec![0.0; updates.len()];
+            engine.update(&updates, &mut norms).unwrap();
+            let mut params = vec![0.0; engine.slabs.capacity()];
+            engine.read(Slot(1), &mut params).unwrap();
+            (losses, gradients, norms, params)
+        });
+        assert_eq!(ran[0], ran[1], "{name}");
+    }
+}

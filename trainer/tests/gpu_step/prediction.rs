@@ -1,0 +1,79 @@
+//! Answers through the key/value cache.
+
+use crate::bound;
+use crate::world::{BASES, Emulated, World, emulated};
+use emulator::Mode;
+use kernels::Ops;
+use trainer::ids::UserId;
+use trainer::model::network::Network;
+use trainer::stage::individual::PackRules;
+use trainer::stage::predict::{Asker, Oracle, Own};
+use trainer::stage::sample::Sampling;
+
+const GREEDY: Sampling =
+    Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, max_new_tokens: 5, seed: 0 };
+
+fn oracle<B: Ops>(net: &Network<B>) -> Oracle<'_, B> {
+    let rules = PackRules { chunk_rows: 64, share_prefixes: true };
+    Oracle::new(net, (96, 192), 3, rules).unwrap()
+}
+
+/// Users 0, 3 and 6 (the base alone) with two prompts each, the first two of which share a prefix.
+fn askers(world: &World) -> Vec<Asker> {
+    let prompt = |i: usize| {
+        let e = &world.examples[i];
+        e.tokens[..e.prompt_len].to_vec()
+    };
+    let one = |(user, prompts): (usize, [usize; 2])| {
+        let of = &world.users[user];
+        let own = || Own {
+            lora: of.lora.clone(),
+            sites: of.sites.clone(),
+            params: of.params.clone(),
+        };
+        Asker {
+            user: UserId::new(&format!("user {user}")),
+            adapter: (!of.bare()).then(own),
+            prompts: prompts.map(prompt).to_vec(),
+        }
+    };
+    [(0, [0, 1]), (3, [10, 8]), (6, [5, 6])].map(one).to_vec()
+}
+
+/// Where an answer leaves the CPU's, the CPU itself must hold both tokens for nearly as likely: by no more than two
+/// logits may be off.
+#[test]
+fn answers_are_those_of_the_cpu() {
+    let device: Emulated = emulated(Mode::Fast, &[]);
+    for name in BASES {
+        let world = World::open(name);
+        let (cpu, gpu) = (world.cpu(), world.gpu(&device));
+        let vocab: Vec<u32> = (0..u32::try_from(world.base.spec().vocab).unwrap()).collect();
+        let askers = askers(&world);
+        let theirs = oracle(&cpu).generate(&askers, &GREEDY, &[]).unwrap();
+        let ours = oracle(&gpu).generate(&askers, &GREEDY, &[]).unwrap();
+        let mut equal = 0;
+        for (i, asker) in askers.iter().enumerate() {
+            for (k, prompt) in asker.prompts.iter().enumerate() {
+                let (a, b) = (&ours[i][k], &theirs[i][k]);
+                assert_eq!((a.len(), b.len()), (5, 5));
+                let Some(at) = a.iter().zip(b).position(|(a, b)| a != b) else {
+                    equal += 1;
+                    continue;
+                };
+                let prompts = vec![prompt.iter().chain(&b[..at]).copied().collect()];
+                let asker = Asker { prompts, ..asker.clone() };
+                let p = oracle(&cpu).branch_probabilities(&[asker], &[&vocab]).unwrap();
+                let logits: Vec<f32> = p[0][0].iter().map(|p| p.ln()).collect();
+                let mean = logits.iter().sum::<f32>() / logits.len() as f32;
+                let centred: Vec<f32> = logits.iter().map(|l| l - mean).collect();
+                let deviation = bound::norm(&centred) / (logits.len() as f64).sqrt();
+                let gap = f64::from(logits[b[at] as usize] - logits[a[at] as usize]);
+                let allowed = 2.0 * bound::loss(world.base.spec()) * deviation;
+                assert!(gap <= allowed, "{name}, {i}.{k}: {a:?}, {b:?}: {gap} over {allowed}");
+            }
+        }
+        eprintln!("{name}: {equal} of 6 equal");
+        assert!(equal >= 3, "{name}: {equal} answers of 6 equal");
+    }
+}
