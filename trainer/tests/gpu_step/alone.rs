@@ -33,7 +33,10 @@ fn nobodys_bits_depend_on_others() {
         for (i, measured) in alone.iter().enumerate() {
             let trained = |g: &Vec<f32>| g.iter().any(|&v| v != 0.0);
             let others = measured.gradients.iter().enumerate().filter(|&(slot, _)| slot != i);
-            assert!(!others.into_iter().any(|(_, g)| trained(g)), "{name}: user {i} trained others");
+            assert!(
+                !others.into_iter().any(|(_, g)| trained(g)),
+                "{name}: user {i} trained others"
+            );
         }
         let backwards: Vec<usize> = all.iter().rev().copied().collect();
         let packs = [

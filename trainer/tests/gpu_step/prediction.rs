@@ -26,11 +26,8 @@ fn askers(world: &World) -> Vec<Asker> {
     };
     let one = |(user, prompts): (usize, [usize; 2])| {
         let of = &world.users[user];
-        let own = || Own {
-            lora: of.lora.clone(),
-            sites: of.sites.clone(),
-            params: of.params.clone(),
-        };
+        let own =
+            || Own { lora: of.lora.clone(), sites: of.sites.clone(), params: of.params.clone() };
         Asker {
             user: UserId::new(&format!("user {user}")),
             adapter: (!of.bare()).then(own),
@@ -73,7 +70,6 @@ fn answers_are_those_of_the_cpu() {
                 assert!(gap <= allowed, "{name}, {i}.{k}: {a:?}, {b:?}: {gap} over {allowed}");
             }
         }
-        eprintln!("{name}: {equal} of 6 equal");
         assert!(equal >= 3, "{name}: {equal} answers of 6 equal");
     }
 }
