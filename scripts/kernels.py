@@ -247,7 +247,7 @@ HEAD = """\
 # What the machine code of every kernel is held to, by scripts/check-kernels (nvcc 13.0); written by its --update.
 # The same, without a column, for all: no spills, no stack, no local memory, no atomics on floats.
 #   dynamic_shared  bytes, the most that a launch asks for; by hand, from the operation's gpu.rs
-#   threads         of a block, exactly
+#   threads         of a block, the most that a launch asks for: __launch_bounds__, exactly
 #   registers       of a thread, at most; in the steps of 8 in which they are given out
 #   shared          static bytes of a block, at most
 #   warps           resident on a multiprocessor of 64, at least; computed from the four above, never measured
