@@ -105,26 +105,6 @@ fn keys_that_do_not_go_together_are_named() {
             "/dir/c.toml:6: `data.train`: and data.validation leave no events for the test",
         ),
         (
-            "model",
-            "heads = 7",
-            "/dir/c.toml:8: `model.heads`: = 7 does not divide model.hidden = 768",
-        ),
-        (
-            "model",
-            "hidden = 100",
-            "/dir/c.toml:7: `model.heads`: = 12 does not divide model.hidden = 100",
-        ),
-        (
-            "population",
-            "frozen_blocks = 13",
-            "/dir/c.toml:8: `population.frozen_blocks`: = 13, but model.layers = 12",
-        ),
-        (
-            "distill",
-            "heads = 5",
-            "/dir/c.toml:8: `distill.heads`: = 5 does not divide distill.hidden = 384",
-        ),
-        (
             "run",
             "arms = ['permuted']",
             "/dir/c.toml:2: `run.arms`: has \"permuted\", but not \"personal\", whose tuned parts it takes",
@@ -158,6 +138,34 @@ fn keys_that_do_not_go_together_are_named() {
             "unlearn",
             "alpha = 4",
             "/dir/c.toml:8: `unlearn.alpha`: is the same as in [individual]: both train one adapter",
+        ),
+    ] {
+        assert_eq!(with(section, line), expected, "[{section}] {line}");
+    }
+}
+
+#[test]
+fn shapes_that_cannot_be_are_named() {
+    for (section, line, expected) in [
+        (
+            "model",
+            "heads = 7",
+            "/dir/c.toml:8: `model.heads`: = 7 does not divide model.hidden = 768",
+        ),
+        (
+            "model",
+            "hidden = 100",
+            "/dir/c.toml:7: `model.heads`: = 12 does not divide model.hidden = 100",
+        ),
+        (
+            "population",
+            "frozen_blocks = 13",
+            "/dir/c.toml:8: `population.frozen_blocks`: = 13, but model.layers = 12",
+        ),
+        (
+            "distill",
+            "heads = 5",
+            "/dir/c.toml:8: `distill.heads`: = 5 does not divide distill.hidden = 384",
         ),
     ] {
         assert_eq!(with(section, line), expected, "[{section}] {line}");
