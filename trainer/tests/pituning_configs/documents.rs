@@ -115,11 +115,6 @@ fn keys_that_do_not_go_together_are_named() {
             "/dir/c.toml:7: `model.heads`: = 12 does not divide model.hidden = 100",
         ),
         (
-            "population",
-            "frozen_blocks = 13",
-            "/dir/c.toml:8: `population.frozen_blocks`: = 13, but model.layers = 12",
-        ),
-        (
             "distill",
             "heads = 5",
             "/dir/c.toml:8: `distill.heads`: = 5 does not divide distill.hidden = 384",
@@ -162,6 +157,17 @@ fn keys_that_do_not_go_together_are_named() {
     ] {
         assert_eq!(with(section, line), expected, "[{section}] {line}");
     }
+}
+
+#[test]
+fn no_more_blocks_are_frozen_than_there_are() {
+    let expected = "/dir/c.toml:8: `population.frozen_blocks`: = 13, but model.layers = 12";
+    assert_eq!(with("population", "frozen_blocks = 13"), expected);
+    for frozen in [0, 1, 12] {
+        let config = set(&[&format!("population.frozen_blocks={frozen}")]).unwrap();
+        assert_eq!(config.population.frozen_blocks, frozen);
+    }
+    assert_eq!(good().population.frozen_blocks, 0);
 }
 
 #[test]
