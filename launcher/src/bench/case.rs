@@ -4,6 +4,7 @@
 //! losses, the windows of each step, its learning rate, and what our loss was. `student.bin` and `adapters.bin` are
 //! parameters at the start, little-endian `f32`: the student's tensor after tensor, the adapters person after person.
 
+use crate::exit::Fails;
 use crate::pituning::EventSession;
 use anyhow::Context;
 use serde_json::{Value, json};
@@ -29,14 +30,25 @@ pub(super) struct Case<'a> {
     pub(super) losses: &'a Losses,
 }
 
+/// Refuses what the files have no place for.
+pub(super) fn check(tuning: &Tuning) -> anyhow::Result<()> {
+    for recipe in [&tuning.unlearn, &tuning.learn] {
+        for (told, what, hint) in [
+            (recipe.dropout > 0.0, "dropout", "set individual.dropout to 0"),
+            (recipe.early_stop.enabled, "early stopping", "set early_stop.enabled to false"),
+        ] {
+            if told {
+                return Err(anyhow::anyhow!("{what} cannot be dumped")).input(hint);
+            }
+        }
+    }
+    Ok(())
+}
+
 impl Case<'_> {
     /// Writes the files.
     pub(super) fn write(&self, folder: &Path, people: &[Person]) -> anyhow::Result<()> {
         let tuning = self.tuning;
-        for recipe in [&tuning.unlearn, &tuning.learn] {
-            anyhow::ensure!(recipe.dropout == 0.0, "dropout is not dumped: set it to 0");
-            anyhow::ensure!(!recipe.early_stop.enabled, "early stopping is not dumped");
-        }
         std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
         let sites = &self.session.lists.lists()[0];
         let lora_rank = tuning.lora.lora_rank as usize;

@@ -4,7 +4,7 @@
 //! steps and last loss must be the same bits. One after another has buffers of its own that hold one micro-batch, so
 //! that it is not slowed by memory it does not need. Start reading at [`run`].
 
-use super::case::{Case, Losses};
+use super::case::{self, Case, Losses};
 use super::{cpu_seconds, peak_rss_bytes, report};
 use crate::cli::{BenchTuneArgs, RunArgs};
 use crate::env::Env;
@@ -47,6 +47,9 @@ pub(super) fn run(
     let everyone: Vec<usize> = (0..session.data.users.len().min(args.users)).collect();
     let people = persons(&course, EventArm::Personal, &student, &everyone)?;
     let tuning = tuning(&session);
+    if args.dump.is_some() {
+        case::check(&tuning)?;
+    }
     let mut net = EventNetwork::new(Cpu, student.spec.clone())?;
     net.load(&student.params)?;
     let batch = tuning.learn.batch_size.max(tuning.unlearn.batch_size) as usize;
