@@ -7,10 +7,17 @@ use crate::world::{
 };
 use emulator::Mode;
 use trainer::ids::Slot;
+use trainer::lora::{SiteSpec, Target};
 
-/// Of a row with one key the gradients of queries and keys are zero; in `f32` a difference of equal numbers leaves a few
-/// of its roundings, `2^-24` of them.
-const RESIDUE: f64 = 16.0 / 16_777_216.0;
+/// What cancels in the gradients of queries and keys: softmax's is `P (dP - dO·O)`, and `O` has been rounded once. Of a
+/// row with few keys both terms may be far larger than their difference (with one key it is zero), and no larger than
+/// what makes the rest of the user's gradient.
+fn cancelled(site: &SiteSpec) -> f64 {
+    match site.target {
+        Target::Q | Target::K | Target::CAttn => bound::ROUNDING,
+        _ => 0.0,
+    }
+}
 
 /// What is further from the CPU's step than allowed, or not zero where nothing is trained.
 fn differing(world: &World, ours: &Measured, theirs: &Measured) -> Vec<String> {
@@ -27,14 +34,16 @@ fn differing(world: &World, ours: &Measured, theirs: &Measured) -> Vec<String> {
     }
     for (i, user) in world.users.iter().enumerate() {
         let (a, b) = (&ours.gradients[i], &theirs.gradients[i]);
-        let residue = RESIDUE * bound::norm(b);
+        let whole = bound::norm(b);
         for (site, half, range) in user.sites.tensors(user.lora.lora_rank as usize) {
             let (a, b) = (&a[range.clone()], &b[range]);
             let (distance, norm) = (bound::distance(a, b), bound::norm(b));
-            let near = distance <= bound::gradient(spec) * norm + residue;
+            let near = distance <= bound::gradient(spec) * norm + cancelled(&site) * whole;
             if !near {
                 let tensor = site.peft_key(half);
-                out.push(format!("user {i}, {tensor}: off by {distance:e} of {norm:e}"));
+                out.push(format!(
+                    "user {i}, {tensor}: off by {distance:e} of {norm:e}, {whole:e} in all"
+                ));
             }
         }
     }
@@ -63,17 +72,27 @@ fn one_step_is_that_of_the_cpu() {
     }
 }
 
-/// Suffixes of a shared prefix add to its keys and values; a device that takes the first alone is found out.
+/// Suffixes of a shared prefix add to its keys and values, the last chunk of a segment's rows is ragged, positions turn
+/// one way: a device that gets one of these wrong is found out, and only where it is wrong.
 #[test]
-fn a_seeded_fault_is_seen() {
+fn seeded_faults_are_seen() {
     let world = World::open("llama_tied");
-    let device = emulated(Mode::Fast, &["ATTENTION_SUFFIX"]);
     let who = everybody(&world);
     let theirs = measure(&world, &world.cpu(), &who, (0.0, 0)).unwrap();
-    let ours = measure(&world, &world.gpu(&device), &who, (0.0, 0)).unwrap();
-    let found = differing(&world, &ours, &theirs);
+    let found = |fault| {
+        let device = emulated(Mode::Fast, &[fault]);
+        let ours = measure(&world, &world.gpu(&device), &who, (0.0, 0)).unwrap();
+        let found = differing(&world, &ours, &theirs);
+        assert!(!found.is_empty(), "{fault}");
+        found
+    };
     // User 0 alone has a shared prefix.
-    assert!(!found.is_empty() && found.iter().all(|f| f.starts_with("user 0, ")), "{found:?}");
+    let suffix = found("ATTENTION_SUFFIX");
+    assert!(suffix.iter().all(|f| f.starts_with("user 0, ")), "{suffix:?}");
+    let ragged = found("LORA_RAGGED_CHUNK");
+    assert!(ragged.iter().all(|f| f.starts_with("user ")), "{ragged:?}");
+    let turned = found("ROPE_SIGN");
+    assert!(turned.iter().any(|f| f.starts_with("losses ")), "{turned:?}");
 }
 
 /// Every access of a small step looked at, and the same bits as without.
@@ -85,7 +104,7 @@ fn checked_mode_finds_nothing() {
         let (plain, looked) = (world.gpu(&fast), world.gpu(&checked));
         let mut engines = [world.engine(&plain, 0), world.engine(&looked, 0)];
         let ran = engines.each_mut().map(|engine| {
-            let packer = world.pack(engine, &[1, 4, 5], (0.25, 0));
+            let packer = world.pack(engine, &[0, 1, 4, 5, 7], (0.25, 0));
             let losses = split(&packer, engine.train(&packer).unwrap());
             let gradients = gradients(engine);
             let updates = updates(&world, engine, 0);

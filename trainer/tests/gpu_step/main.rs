@@ -1,6 +1,7 @@
 //! The engine's step on the GPU backend, run by the emulator, against the CPU path from the same weights.
 //!
-//! Bases are the golden ones with every number rounded to `bf16` first, so that both backends have the same weights.
+//! Bases are the golden ones with every number rounded to `bf16` first, and one of odd widths, so that both backends have
+//! the same weights.
 //! Tolerances come from the number of roundings to `bf16` along the path ([`bound`]). That nobody's bits depend on
 //! others ([`alone`]) holds on the emulator because its dense product sums every row in one fixed order; on CUDA it
 //! needs the batch-invariant mode of the device's library. Nothing here has run on a GPU. Start at [`world`].

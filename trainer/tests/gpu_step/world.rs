@@ -8,8 +8,10 @@ use kernels::random::philox;
 use kernels::{Cpu, Ops};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use std::fs::File;
+use std::io::Write;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use trainer::ids::Slot;
 use trainer::lora::{AdapterSpec, SiteList, SiteLists, Target};
 use trainer::model::activations::StepSize;
@@ -19,8 +21,8 @@ use trainer::pack::{Packer, Piece, Share};
 use trainer::prompt::Example;
 use trainer::stage::engine::Engine;
 
-/// Tied head, GQA 2; untied head, GQA 3, scaled rotary positions; GPT-2 with learned positions and biases.
-pub(crate) const BASES: [&str; 3] = ["llama_tied", "llama_untied", "gpt2"];
+/// Tied head, GQA 2; untied head, GQA 3, scaled rotary positions; GPT-2 with learned positions and biases; [`odd`].
+pub(crate) const BASES: [&str; 4] = ["llama_tied", "llama_untied", "gpt2", "odd"];
 
 pub(crate) type Emulated = Gpu<Emulator>;
 
@@ -85,15 +87,75 @@ fn rounded(file: &[u8]) -> Vec<u8> {
     safetensors::serialize(views, None).unwrap()
 }
 
+fn write(path: &Path, bytes: &[u8]) {
+    File::create(path).unwrap().write_all(bytes).unwrap();
+}
+
+/// A Llama with biases and widths that no 16-byte access divides: rows and columns of windows begin anywhere.
+fn odd(folder: &Path) {
+    let config = serde_json::json!({
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 101, "hidden_size": 37,
+        "num_hidden_layers": 2, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10,
+        "intermediate_size": 51, "hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 64,
+        "rope_theta": 10000.0, "tie_word_embeddings": false, "attention_bias": true, "mlp_bias": false,
+        "bos_token_id": 1, "eos_token_id": 2
+    });
+    write(&folder.join("config.json"), config.to_string().as_bytes());
+    let (d, q, kv, f, vocab) = (37, 30, 10, 51, 101);
+    let mut all: Vec<(String, Vec<usize>)> = vec![
+        ("model.embed_tokens.weight".into(), vec![vocab, d]),
+        ("lm_head.weight".into(), vec![vocab, d]),
+        ("model.norm.weight".into(), vec![d]),
+    ];
+    for layer in 0..2 {
+        let mut add = |part: &str, dims: &[usize]| {
+            all.push((format!("model.layers.{layer}.{part}"), dims.to_vec()));
+        };
+        add("input_layernorm.weight", &[d]);
+        add("post_attention_layernorm.weight", &[d]);
+        for (part, out, of) in [("q", q, d), ("k", kv, d), ("v", kv, d), ("o", d, q)] {
+            add(&format!("self_attn.{part}_proj.weight"), &[out, of]);
+            add(&format!("self_attn.{part}_proj.bias"), &[out]);
+        }
+        for (part, out, of) in [("gate", f, d), ("up", f, d), ("down", d, f)] {
+            add(&format!("mlp.{part}_proj.weight"), &[out, of]);
+        }
+    }
+    let values = |(number, (name, dims)): (u32, &(String, Vec<usize>))| -> Vec<u8> {
+        let of = f32::from(u16::try_from(*dims.last().unwrap()).unwrap());
+        let scale = if dims.len() == 2 { (3.0 / of).sqrt() } else { 0.2 };
+        let middle = f32::from(u8::from(name.contains("norm")));
+        (0..u32::try_from(dims.iter().product::<usize>()).unwrap())
+            .map(|i| scale.mul_add(symmetric([number, i, 1, 0]), middle))
+            .flat_map(|v| bf16::from_f32(v).to_le_bytes())
+            .collect()
+    };
+    let data: Vec<Vec<u8>> = (0..).zip(&all).map(values).collect();
+    let views = all.iter().zip(&data).map(|((name, dims), data)| {
+        (name, TensorView::new(Dtype::BF16, dims.clone(), data).unwrap())
+    });
+    let file = safetensors::serialize(views, None).unwrap();
+    write(&folder.join("model.safetensors"), &file);
+}
+
 impl World {
     pub(crate) fn open(name: &str) -> Self {
-        let golden = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name);
+        let golden = |name: &str| {
+            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(name)
+        };
         let folder = tempfile::tempdir().unwrap();
         let own = folder.path().join("base");
         std::fs::create_dir(&own).unwrap();
-        std::fs::copy(golden.join("base/config.json"), own.join("config.json")).unwrap();
-        let file = std::fs::read(golden.join("base/model.safetensors")).unwrap();
-        std::fs::write(own.join("model.safetensors"), rounded(&file)).unwrap();
+        let golden = if name == "odd" {
+            odd(&own);
+            golden("llama_tied")
+        } else {
+            let golden = golden(name);
+            std::fs::copy(golden.join("base/config.json"), own.join("config.json")).unwrap();
+            let file = std::fs::read(golden.join("base/model.safetensors")).unwrap();
+            write(&own.join("model.safetensors"), &rounded(&file));
+            golden
+        };
         let source = trainer::model::weights::open(&own).unwrap();
         let base = MappedBase::load(&Cpu, source.as_ref(), &folder.path().join("cpu")).unwrap();
         let input: serde_json::Value =
@@ -103,7 +165,7 @@ impl World {
             prompt_len: serde_json::from_value(e["prompt_len"].clone()).unwrap(),
         });
         let (examples, lists) = (examples.collect(), SiteLists::new(base.spec()));
-        let mut world = Self { base, lists, examples, users: Vec::new(), folder: folder };
+        let mut world = Self { base, lists, examples, users: Vec::new(), folder };
         world.settle();
         world
     }
