@@ -9,7 +9,7 @@
 use trainer::model::spec::BaseSpec;
 
 /// Half the distance from one to the next number of `bf16`, eight bits of significand.
-const ROUNDING: f64 = 1.0 / 256.0;
+pub(crate) const ROUNDING: f64 = 1.0 / 256.0;
 pub(crate) const MARGIN: f64 = 2.0;
 
 /// A, B and S of an adapted product as they enter shared memory, and what is added to the product.
