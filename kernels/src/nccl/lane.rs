@@ -109,7 +109,7 @@ pub trait Lane: Send + Sync + fmt::Debug + 'static {
     /// As [`Lane::bind`].
     fn zero(&self, dst: Region) -> Result<()>;
 
-    /// total[i] = ((p₀[i] + p₁[i]) + p₂[i]) + …, in f32, in the order given; `parts` are the addresses of as many
+    /// `total[i] = ((p₀[i] + p₁[i]) + p₂[i]) + …`, in f32, in the order given; `parts` are the addresses of as many
     /// values as `total` has, and p₀ may be `total`. No parts: zero.
     ///
     /// # Errors
