@@ -50,13 +50,6 @@ pub trait Backend: Send + Sync + std::fmt::Debug + 'static {
     /// # Errors
     /// [`crate::Error::Length`] when the range leaves the buffer.
     fn zero<T: Element>(&self, dst: &mut Self::Buf<T>, offset: usize, len: usize) -> Result<()>;
-
-    /// Runs `work`, which calls many operations, on the thread from which this backend starts them soonest.
-    ///
-    /// Changes no result. Waits for `work`.
-    fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        work()
-    }
 }
 
 /// A read-only window of rows in an activation buffer: row `i`, column `c` is element

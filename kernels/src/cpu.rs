@@ -71,12 +71,6 @@ impl Backend for Cpu {
         dst[offset..offset + len].fill(T::zeroed());
         Ok(())
     }
-
-    /// On a thread of the pool: from any other, each operation would wake the pool and go to sleep, which takes longer
-    /// than many an operation of a small model.
-    fn enter<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        rayon::scope(|_| work())
-    }
 }
 
 /// Rows of one task of a row-wise operation: enough to outweigh the cost of a task.

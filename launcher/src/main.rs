@@ -111,7 +111,8 @@ fn alone(
 /// Sizes the thread pool once: what the config says, or this rank's share of the processors.
 fn threads(wanted: usize, env: &Env) -> anyhow::Result<()> {
     let num_threads = if wanted == 0 { env.processors } else { wanted };
-    // Were this thread outside of the pool, each op of a step would hand its work over and sleep until it is done.
+    // Were this thread outside of the pool, each operation would wake the pool and go to sleep until it is done, which
+    // takes longer than many an operation of a small model.
     Ok(rayon::ThreadPoolBuilder::new()
         .num_threads(num_threads)
         .use_current_thread()

@@ -87,7 +87,7 @@ impl<B: Ops> Model<B> for Language<'_, B> {
     ) -> Result<&[f32]> {
         let adapters = Adapters { layouts: lists.layouts(), params };
         let Self { net, stepper } = self;
-        Ok(net.backend().enter(|| stepper.train(net, batch, adapters, grads))?)
+        Ok(stepper.train(net, batch, adapters, grads)?)
     }
 
     fn losses(
@@ -97,7 +97,7 @@ impl<B: Ops> Model<B> for Language<'_, B> {
     ) -> Result<&[f32]> {
         let adapters = Adapters { layouts: lists.layouts(), params };
         let Self { net, stepper } = self;
-        Ok(net.backend().enter(|| stepper.losses(net, batch, adapters))?)
+        Ok(stepper.losses(net, batch, adapters)?)
     }
 }
 
@@ -143,7 +143,7 @@ impl<'a, B: Ops + Backend<Act = f32>> Events<'a, B> {
         let adapters = Adapters { layouts: lists.layouts(), params };
         let Self { net, table, stepper, head_after } = self;
         let adapted = Adapted { adapters, head_after };
-        Ok(net.trunk().backend().enter(|| stepper.logits(net, (batch, table), adapted))?)
+        Ok(stepper.logits(net, (batch, table), adapted)?)
     }
 
     /// Probabilities `[windows, intents]` of a checked pack.
@@ -155,7 +155,7 @@ impl<'a, B: Ops + Backend<Act = f32>> Events<'a, B> {
         let adapters = Adapters { layouts: lists.layouts(), params };
         let Self { net, table, stepper, head_after } = self;
         let adapted = Adapted { adapters, head_after };
-        Ok(net.trunk().backend().enter(|| stepper.probabilities(net, (batch, table), adapted))?)
+        Ok(stepper.probabilities(net, (batch, table), adapted)?)
     }
 }
 
@@ -206,7 +206,7 @@ impl<B: Ops + Backend<Act = f32>> Model<B> for Events<'_, B> {
         let adapters = Adapters { layouts: lists.layouts(), params };
         let Self { net, table, stepper, head_after } = self;
         let adapted = Adapted { adapters, head_after };
-        Ok(net.trunk().backend().enter(|| stepper.train(net, (batch, table), adapted, grads))?)
+        Ok(stepper.train(net, (batch, table), adapted, grads)?)
     }
 
     fn losses(
@@ -217,7 +217,7 @@ impl<B: Ops + Backend<Act = f32>> Model<B> for Events<'_, B> {
         let adapters = Adapters { layouts: lists.layouts(), params };
         let Self { net, table, stepper, head_after } = self;
         let adapted = Adapted { adapters, head_after };
-        Ok(net.trunk().backend().enter(|| stepper.losses(net, (batch, table), adapted))?)
+        Ok(stepper.losses(net, (batch, table), adapted)?)
     }
 }
 
