@@ -40,6 +40,19 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear_round(const float* 
 }
 ENTRY(linear_round)
 
+// y[row, c] = bias[c], zero without a bias; `len` elements in rows of `width`, side by side.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    linear_wide_start(const float* bias, float* y, int len, int width) {
+  const unsigned i = blockIdx.x * THREADS + threadIdx.x;
+  if (i >= (unsigned)len) return;
+#ifdef FAULT_LINEAR_WIDE_START
+  y[i] = bias != nullptr && i < (unsigned)width ? bias[i] : 0.f;
+#else
+  y[i] = bias != nullptr ? bias[i % width] : 0.f;
+#endif
+}
+ENTRY(linear_wide_start)
+
 // One factor of the gradient: [rows, cols], of which a stage holds STAGE_ROWS x WIDTH from column `first` on.
 struct Factor {
   const bf16* p;

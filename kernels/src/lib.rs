@@ -40,6 +40,7 @@ pub use error::{Error, Result};
 pub trait Ops:
     Backend
     + linear::Trainable
+    + linear::wide::Wide
     + lora::Lora
     + attention::Attention
     + norm::Norm
@@ -57,6 +58,7 @@ pub trait Ops:
 impl<B> Ops for B where
     B: Backend
         + linear::Trainable
+        + linear::wide::Wide
         + lora::Lora
         + attention::Attention
         + norm::Norm

@@ -15,6 +15,7 @@ pub(crate) mod operand;
 pub mod peak;
 pub(crate) mod product;
 pub(crate) mod tile;
+pub mod wide;
 
 /// How a weight lies in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

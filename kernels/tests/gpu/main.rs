@@ -29,6 +29,7 @@ mod embedding;
 mod harness;
 mod intent;
 mod linear;
+mod linear_wide;
 mod lora;
 mod lora_pack;
 mod loss;

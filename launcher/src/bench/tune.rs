@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use trainer::comm::Communicator;
+use trainer::config::DeviceKind;
 use trainer::config::pituning::{EventArm, EventConfig, EventSourceKind, Tune};
 use trainer::ids::UserId;
 use trainer::lora::SiteLists;
@@ -41,7 +42,7 @@ pub(super) fn run(
 ) -> anyhow::Result<Exit> {
     let config = config(args, env, comm)?;
     crate::threads(config.engine.threads, env)?;
-    let session = EventSession::open(config)?;
+    let session = EventSession::open(config, env, comm)?;
     let student = student(&session);
     let stop = AtomicBool::new(false);
     let course = Course { session: &session, comm, events: &NullSink, stop: &stop };
@@ -95,6 +96,10 @@ fn config(args: &BenchTuneArgs, env: &Env, comm: &dyn Communicator) -> anyhow::R
     let mut config = crate::session::document(&run, comm)?
         .resolve_events(&env.variables())
         .input("this measurement is of PITuning configs: run.method = \"pituning\"")?;
+    if config.engine.device != DeviceKind::Cpu {
+        return Err(anyhow::anyhow!("this measurement is of processors"))
+            .input("set engine.device to \"cpu\"");
+    }
     if config.individual.tune == Tune::All {
         return Err(anyhow::anyhow!("whole models are not tuned in packs"))
             .input("set individual.tune to \"adapters+head\" or \"adapters\"");

@@ -82,7 +82,7 @@ pub(crate) fn run(
         return Ok(Exit::Done);
     }
     crate::threads(config.engine.threads, env)?;
-    let session = EventSession::open(config)?;
+    let session = EventSession::open(config, env, comm)?;
     if args.dry_run {
         return models::print_plan(&session, comm);
     }

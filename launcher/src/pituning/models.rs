@@ -2,11 +2,12 @@
 
 use super::{Course, EventSession};
 use crate::cli::RunArgs;
+use crate::device::on;
 use crate::env::Env;
 use crate::exit::{Exit, Fails};
 use crate::plan::gigabytes;
 use crate::watch::{Progress, print};
-use kernels::Cpu;
+use kernels::Ops;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 use trainer::comm::{Communicator, HostSync, shards_of};
@@ -143,13 +144,25 @@ struct Job<'a> {
 fn train(
     course: &Course<'_>,
     job: &Job<'_>,
+    of: (&[Example], &[Example]),
+    params: Vec<f32>,
+    path: &Path,
+) -> anyhow::Result<Option<ModelFile>> {
+    on!(course.session.device, backend => {
+        let net = EventNetwork::partly(backend, job.spec.clone(), job.frozen)?;
+        train_on(net, (course, job), of, params, path)
+    })
+}
+
+fn train_on<B: Ops>(
+    mut net: EventNetwork<B>,
+    (course, job): (&Course<'_>, &Job<'_>),
     (windows, validation): (&[Example], &[Example]),
     params: Vec<f32>,
     path: &Path,
 ) -> anyhow::Result<Option<ModelFile>> {
     let (session, started) = (course.session, Instant::now());
     let config = &session.config.population;
-    let mut net = EventNetwork::partly(Cpu, job.spec.clone(), job.frozen)?;
     let shards = shards_of(course.comm.rank(), course.comm.size(), config.virtual_shards).len();
     let rows = session.pack_rows();
     let bytes = WholeTrainer::bytes(&net, rows, shards);
@@ -278,27 +291,53 @@ pub(super) fn logits(
     let mut all = Vec::with_capacity(windows.len() * model.spec.intents);
     let user = trainer::ids::UserId::new("population");
     let askers = [Asker { user, own: None, windows: windows.to_vec() }];
-    with_model(session, model, |engine| {
-        foresee(engine, &askers, (Form::Logits, session.of_mean()), &mut |_, _, row| {
-            all.extend_from_slice(row);
-        })
+    with_model(session, model, |ask| {
+        ask(&askers, Form::Logits, &mut |_, _, row| all.extend_from_slice(row))
     })?;
     Ok(all)
 }
+
+/// A model that is asked for what [`foresee`] answers, on whatever it computes.
+pub(super) type Ask<'a> = dyn FnMut(&[Asker], Form, &mut dyn FnMut(usize, usize, &[f32])) -> trainer::stage::Result<()>
+    + 'a;
 
 /// Does some work with a model that nobody adapts.
 pub(super) fn with_model<T>(
     session: &EventSession,
     model: &ModelFile,
-    work: impl FnOnce(&mut Engine<'_, Cpu, Events<'_, Cpu>>) -> trainer::stage::Result<T>,
+    work: impl FnOnce(&mut Ask<'_>) -> trainer::stage::Result<T>,
 ) -> anyhow::Result<T> {
-    let mut net = EventNetwork::new(Cpu, model.spec.clone())?;
+    on!(session.device, backend => with_model_on(backend, session, model, work))
+}
+
+fn with_model_on<B: Ops, T>(
+    backend: B,
+    session: &EventSession,
+    model: &ModelFile,
+    work: impl FnOnce(&mut Ask<'_>) -> trainer::stage::Result<T>,
+) -> anyhow::Result<T> {
+    let mut net = EventNetwork::new(backend, model.spec.clone())?;
     net.load(&model.params)?;
     let lists = SiteLists::new(net.trunk().spec());
     let rows = session.pack_rows();
     let size = StepSize { rows, stored_blocks: 0, backward: false };
     let events = Events::new((&net, session.windows.table()), &lists, size)?;
-    Ok(work(&mut Engine::of(events, &lists, (1, 1))?)?)
+    let mut engine = Engine::of(events, &lists, (1, 1))?;
+    let of_mean = session.of_mean();
+    Ok(work(&mut |askers, form, answer| foresee(&mut engine, askers, (form, of_mean), answer))?)
+}
+
+/// A model that trains whole: parameters, those of them that train, bytes of a rank that holds so many shards.
+fn whole_size(
+    session: &EventSession,
+    (spec, frozen): (&EventSpec, usize),
+    (rows, shards): (usize, usize),
+) -> anyhow::Result<(usize, usize, usize)> {
+    Ok(on!(session.device, backend => {
+        let net = EventNetwork::partly(backend, spec.clone(), frozen)?;
+        let bytes = WholeTrainer::bytes(&net, rows, shards);
+        (net.places().len(), net.places().trained(), bytes)
+    }))
 }
 
 /// What a run would do, on standard output of rank 0.
@@ -321,9 +360,9 @@ pub(super) fn print_plan(session: &EventSession, comm: &dyn Communicator) -> any
         .first()
         .map_or(of(&session.student), |l| l.params(session.lora.lora_rank as usize));
     let frozen = config.population.frozen_blocks;
-    let net = EventNetwork::partly(Cpu, session.teacher.clone(), frozen)?;
     let shards = shards_of(0, comm.size(), config.population.virtual_shards).len();
-    let bytes = WholeTrainer::bytes(&net, session.pack_rows(), shards);
+    let (all, trained, bytes) =
+        whole_size(session, (&session.teacher, frozen), (session.pack_rows(), shards))?;
     print(&format!(
         "people            {people}, {cold} of them cold\n\
          columns           {}\n\
@@ -337,8 +376,8 @@ pub(super) fn print_plan(session: &EventSession, comm: &dyn Communicator) -> any
         columns.join(", "),
         vocabulary.intents.len(),
         config.model.window,
-        net.places().len(),
-        net.places().trained(),
+        all,
+        trained,
         of(&session.student),
         comm.size(),
         rayon::current_num_threads(),
@@ -359,7 +398,7 @@ pub(crate) fn bench(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyho
         return Ok(Exit::Done);
     }
     crate::threads(config.engine.threads, env)?;
-    let session = EventSession::open(config)?;
+    let session = EventSession::open(config, env, comm)?;
     if args.dry_run {
         return print_plan(&session, comm);
     }
@@ -371,19 +410,20 @@ pub(crate) fn bench(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyho
     for (name, spec) in [("population model", &session.teacher), ("student", &session.student)] {
         let len = Places::new(spec).len();
         let seconds = latency(&session, spec)?;
-        let net = EventNetwork::new(Cpu, spec.clone())?;
         let rows = spec.window * session.config.individual.training.batch_size as usize;
-        let whole = WholeTrainer::bytes(&net, rows, 1);
+        let (.., whole) = whole_size(&session, (spec, 0), (rows, 1))?;
         lines.push(row(name, len, len, seconds, whole));
         let frozen = session.config.population.frozen_blocks;
         if name == "population model" && frozen > 0 {
-            let net = EventNetwork::partly(Cpu, spec.clone(), frozen)?;
-            let bytes = WholeTrainer::bytes(&net, rows, 1);
-            lines.push(row("population, partly", len, net.places().trained(), seconds, bytes));
+            let (_, trained, bytes) = whole_size(&session, (spec, frozen), (rows, 1))?;
+            lines.push(row("population, partly", len, trained, seconds, bytes));
         }
         if let Some(own) = own.filter(|_| name == "student") {
             let size = StepSize { rows, stored_blocks: spec.layers, backward: true };
-            let bytes = EventStepper::bytes(&net, size, 1) + own * 16 + len * 4;
+            let buffers = on!(session.device, backend => {
+                EventStepper::bytes(&EventNetwork::new(backend, spec.clone())?, size, 1)
+            });
+            let bytes = buffers + own * 16 + len * 4;
             lines.push(row("student, adapters", len, own, seconds, bytes));
         }
     }
@@ -410,10 +450,10 @@ fn latency(session: &EventSession, spec: &EventSpec) -> anyhow::Result<f64> {
     let user = session.data.users[number].id.clone();
     let askers = [Asker { user, own: None, windows: vec![window] }];
     let mut times = Vec::new();
-    with_model(session, &model, |engine| {
+    with_model(session, &model, |ask| {
         for _ in 0..60 {
             let started = Instant::now();
-            foresee(engine, &askers, (Form::Probabilities, session.of_mean()), &mut |_, _, _| {})?;
+            ask(&askers, Form::Probabilities, &mut |_, _, _| {})?;
             times.push(started.elapsed().as_secs_f64());
         }
         Ok(())

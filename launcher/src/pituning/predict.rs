@@ -1,9 +1,10 @@
 //! What every arm answers to everybody's test windows: one line a window in `predictions/ARM.jsonl`.
 
 use super::{Course, models, tune};
+use crate::device::on;
 use crate::exit::Fails;
 use anyhow::Context;
-use kernels::Cpu;
+use kernels::Ops;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use trainer::baseline::{Baseline, Baselines, Options};
@@ -122,9 +123,9 @@ pub(super) fn population(
     }
     let askers = course_askers(course, &mine(course)?, |_| Ok(None))?;
     let mut lines = Vec::new();
-    models::with_model(course.session, model, |engine| {
+    models::with_model(course.session, model, |ask| {
         let mut failed = None;
-        foresee(engine, &askers.people, form(course), &mut |asker, window, shares| {
+        ask(&askers.people, Form::Probabilities, &mut |asker, window, shares| {
             let about = askers.about(asker, window);
             match line(course, about, shares) {
                 Ok(line) => lines.push((about.0, line)),
@@ -135,10 +136,6 @@ pub(super) fn population(
     })?
     .map_or(Ok(()), Err)?;
     write(course, arm, &lines)
-}
-
-fn form(course: &Course<'_>) -> (Form, bool) {
-    (Form::Probabilities, course.session.of_mean())
 }
 
 /// People and what their windows are about.
@@ -214,8 +211,8 @@ fn tuned(course: &Course<'_>, arm: EventArm, student: &ModelFile) -> anyhow::Res
         );
         Ok(Some(Own { lora: adapter.spec, params: adapter.params }))
     };
-    let mut lines = Vec::new();
     if session.config.individual.tune == Tune::All {
+        let mut lines = Vec::new();
         for &number in &numbers {
             let Some(mine) = own(number)? else { continue };
             let model = ModelFile { spec: student.spec.clone(), params: mine.params };
@@ -223,8 +220,23 @@ fn tuned(course: &Course<'_>, arm: EventArm, student: &ModelFile) -> anyhow::Res
         }
         return write(course, arm, &lines);
     }
-    let mut net = EventNetwork::new(Cpu, student.spec.clone())?;
+    let lines = on!(session.device, backend => {
+        let net = EventNetwork::new(backend, student.spec.clone())?;
+        of_adapted(course, (net, student), &numbers, &own)?
+    });
+    write(course, arm, &lines)
+}
+
+/// The answers of people, each with the own adapter of one student.
+fn of_adapted<B: Ops>(
+    course: &Course<'_>,
+    (mut net, student): (EventNetwork<B>, &ModelFile),
+    numbers: &[usize],
+    own: &dyn Fn(usize) -> anyhow::Result<Option<Own>>,
+) -> anyhow::Result<Vec<(usize, String)>> {
+    let session = course.session;
     net.load(&student.params)?;
+    let mut lines = Vec::new();
     let rows = session.pack_rows();
     let size = StepSize { rows, stored_blocks: 0, backward: false };
     let params = session.lists.lists()[0].params(session.lora.lora_rank as usize);
@@ -234,7 +246,8 @@ fn tuned(course: &Course<'_>, arm: EventArm, student: &ModelFile) -> anyhow::Res
     for batch in numbers.chunks(BATCH) {
         let askers = course_askers(course, batch, own)?;
         let mut failed = None;
-        foresee(&mut engine, &askers.people, form(course), &mut |asker, window, shares| {
+        let form = (Form::Probabilities, session.of_mean());
+        foresee(&mut engine, &askers.people, form, &mut |asker, window, shares| {
             let about = askers.about(asker, window);
             match line(course, about, shares) {
                 Ok(line) => lines.push((about.0, line)),
@@ -243,7 +256,7 @@ fn tuned(course: &Course<'_>, arm: EventArm, student: &ModelFile) -> anyhow::Res
         })?;
         failed.map_or(Ok(()), Err)?;
     }
-    write(course, arm, &lines)
+    Ok(lines)
 }
 
 fn of_one(
@@ -253,9 +266,9 @@ fn of_one(
 ) -> anyhow::Result<Vec<(usize, String)>> {
     let askers = course_askers(course, &[number], |_| Ok(None))?;
     let mut lines = Vec::new();
-    models::with_model(course.session, model, |engine| {
+    models::with_model(course.session, model, |ask| {
         let mut failed = None;
-        foresee(engine, &askers.people, form(course), &mut |asker, window, shares| match line(
+        ask(&askers.people, Form::Probabilities, &mut |asker, window, shares| match line(
             course,
             askers.about(asker, window),
             shares,

@@ -1,5 +1,6 @@
 //! Everything a PITuning run stands on: config, folder, event logs, windows, the models' forms. The same on every rank.
 
+use crate::device::Device;
 use crate::env::Env;
 use crate::exit::Fails;
 use serde_json::json;
@@ -28,6 +29,7 @@ const DATA_HINT: &str = "docs/guides/pituning.md says what every reader expects"
 pub(crate) struct EventSession {
     pub(crate) config: EventConfig,
     pub(crate) folder: PathBuf,
+    pub(crate) device: Device,
     pub(crate) data: EventData,
     /// Where the data are generated.
     pub(crate) truth: Option<Truth>,
@@ -44,8 +46,13 @@ pub(crate) struct EventSession {
 }
 
 impl EventSession {
-    /// Reads or generates the data and fits everything to it.
-    pub(crate) fn open(config: EventConfig) -> anyhow::Result<Self> {
+    /// Opens the device, reads or generates the data and fits everything to it.
+    pub(crate) fn open(
+        config: EventConfig,
+        env: &Env,
+        comm: &dyn Communicator,
+    ) -> anyhow::Result<Self> {
+        let device = Device::open(config.engine.device, env, comm)?;
         let (mut data, truth, notes) = data_of(&config)?;
         data.users.truncate(config.data.users.unwrap_or(usize::MAX));
         anyhow::ensure!(!data.users.is_empty(), "no person is left in the data");
@@ -70,6 +77,7 @@ impl EventSession {
         let windows = Windows::new(&data, config.model.window)?;
         let session = Self {
             folder: config.run.out_dir.clone(),
+            device,
             rules: PackRules {
                 chunk_rows: CHUNK_ROWS.max(config.model.window),
                 share_prefixes: false,

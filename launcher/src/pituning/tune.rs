@@ -1,9 +1,10 @@
 //! Everybody's own part of the student, for each of the tuned arms.
 
 use super::{Course, EventSession, models};
+use crate::device::{Device, on};
 use crate::exit::Fails;
 use crate::watch::{Progress, say};
-use kernels::Cpu;
+use kernels::Ops;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -116,9 +117,14 @@ pub(super) fn arm(course: &Course<'_>, arm: EventArm, student: &ModelFile) -> an
     let (users, tokens) = (people.len(), 0);
     course.events.emit(Event::StageStarted { stage: Stage::Individual, users, tokens })?;
     let end = if session.config.individual.tune == Tune::All {
-        whole(course, student, (&tuning, people), &mut watch)?
+        let at_once = at_once(&session.device);
+        on!(session.device, backend => {
+            whole(backend, (course, student), (&tuning, people, at_once), &mut watch)?
+        })
     } else {
-        adapted(course, student, (&tuning, people), &mut watch)?
+        on!(session.device, backend => {
+            adapted(backend, (course, student), (&tuning, people), &mut watch)?
+        })
     };
     watch.progress.finish();
     watch.writer.close()?;
@@ -161,14 +167,22 @@ fn steps_of(lesson: &Lesson, recipe: &Recipe) -> u64 {
     each * u64::from(recipe.epochs)
 }
 
-fn adapted(
-    course: &Course<'_>,
-    student: &ModelFile,
+/// Whole models that are tuned side by side: one for each thread; on a GPU, whose work is in one queue, one.
+fn at_once(device: &Device) -> usize {
+    match device {
+        Device::Cpu => rayon::current_num_threads(),
+        Device::Cuda(_) => 1,
+    }
+}
+
+fn adapted<B: Ops>(
+    backend: B,
+    (course, student): (&Course<'_>, &ModelFile),
     (tuning, people): (&Tuning, Vec<Person>),
     watch: &mut Watcher<'_>,
 ) -> anyhow::Result<End> {
     let session = course.session;
-    let mut net = EventNetwork::new(Cpu, student.spec.clone())?;
+    let mut net = EventNetwork::new(backend, student.spec.clone())?;
     net.load(&student.params)?;
     let params = session.lists.lists()[0].params(session.lora.lora_rank as usize);
     let slots = slots(session, people.len());
@@ -181,18 +195,18 @@ fn adapted(
     Ok(tune(&mut engine, session.rules, (tuning, &mut people), watch, course.stop)?)
 }
 
-fn whole(
-    course: &Course<'_>,
-    student: &ModelFile,
-    (tuning, people): (&Tuning, Vec<Person>),
+fn whole<B: Ops + Clone>(
+    backend: B,
+    (course, student): (&Course<'_>, &ModelFile),
+    (tuning, people, at_once): (&Tuning, Vec<Person>, usize),
     watch: &mut Watcher<'_>,
 ) -> anyhow::Result<End> {
     let session = course.session;
     let rows =
         student.spec.window * tuning.learn.batch_size.max(tuning.unlearn.batch_size) as usize;
-    let threads = rayon::current_num_threads();
-    let net = EventNetwork::new(Cpu, student.spec.clone())?;
-    models::budget(session, threads * trainer::stage::whole::WholeTrainer::bytes(&net, rows, 1))?;
+    let net = EventNetwork::new(backend.clone(), student.spec.clone())?;
+    models::budget(session, at_once * trainer::stage::whole::WholeTrainer::bytes(&net, rows, 1))?;
+    drop(net);
     let mut people = people.into_iter();
     let with = (student, session.windows.table(), rows);
     let mut left = |outcome: Outcome| {
@@ -202,7 +216,7 @@ fn whole(
         watch.left(outcome)
     };
     let of = (tuning, &mut people as &mut dyn Iterator<Item = Person>);
-    Ok(trainer::stage::own::run(with, of, threads, &mut left, course.stop)?)
+    Ok(trainer::stage::own::run(with, of, (&backend, at_once), &mut left, course.stop)?)
 }
 
 /// This rank's people that are still to tune, dearest first.

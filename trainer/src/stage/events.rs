@@ -10,8 +10,8 @@ use crate::model::event::{Adapted, EventNetwork, EventStepper, EventTable};
 use crate::model::network::Network;
 use crate::pack::ClassLoss;
 use crate::prompt::Example;
+use kernels::Ops;
 use kernels::classify::Row;
-use kernels::{Backend, Ops};
 
 /// An event model; packs hold the numbers of a table's rows.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub struct Events<'a, B: Ops> {
     head_after: Vec<Option<usize>>,
 }
 
-impl<'a, B: Ops + Backend<Act = f32>> Events<'a, B> {
+impl<'a, B: Ops> Events<'a, B> {
     /// Buffers for packs of `size`, for adapters of `lists`.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl<'a, B: Ops + Backend<Act = f32>> Events<'a, B> {
     }
 }
 
-impl<B: Ops + Backend<Act = f32>> Model<B> for Events<'_, B> {
+impl<B: Ops> Model<B> for Events<'_, B> {
     fn trunk(&self) -> &Network<B> {
         self.net.trunk()
     }

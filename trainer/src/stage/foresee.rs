@@ -7,8 +7,8 @@ use crate::ids::{Slot, UserId};
 use crate::lora::AdapterSpec;
 use crate::pack::{Packer, Piece, Share};
 use crate::prompt::Example;
+use kernels::Ops;
 use kernels::lora::Segment;
-use kernels::{Backend, Ops};
 
 /// A person's adapter.
 #[derive(Debug, Clone)]
@@ -51,7 +51,7 @@ pub enum Form {
 ///
 /// # Errors
 /// What the engine says; an adapter of another shape.
-pub fn run<B: Ops + Backend<Act = f32>>(
+pub fn run<B: Ops>(
     engine: &mut Engine<'_, B, Events<'_, B>>,
     askers: &[Asker],
     (form, of_mean): (Form, bool),
@@ -101,7 +101,7 @@ fn fitting(windows: &[Example], start: usize, room: usize) -> usize {
     start + windows[start..].iter().take_while(fits).count()
 }
 
-fn add<B: Ops + Backend<Act = f32>>(
+fn add<B: Ops>(
     engine: &Engine<'_, B, Events<'_, B>>,
     packer: &mut Packer,
     (asker, slot, windows): (&Asker, Option<Slot>, &[Example]),
@@ -125,7 +125,7 @@ fn add<B: Ops + Backend<Act = f32>>(
     Ok(())
 }
 
-fn flush<B: Ops + Backend<Act = f32>>(
+fn flush<B: Ops>(
     engine: &mut Engine<'_, B, Events<'_, B>>,
     (packer, pending, slots): (&mut Packer, &mut Vec<Asked>, &mut Vec<Slot>),
     form: Form,
@@ -153,7 +153,7 @@ fn flush<B: Ops + Backend<Act = f32>>(
     Ok(())
 }
 
-impl<B: Ops + Backend<Act = f32>> Engine<'_, B, Events<'_, B>> {
+impl<B: Ops> Engine<'_, B, Events<'_, B>> {
     /// Probabilities `[windows, intents]` of a pack.
     ///
     /// # Errors

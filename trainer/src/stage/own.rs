@@ -14,7 +14,7 @@ use crate::config::Recipe;
 use crate::lora::AdapterSpec;
 use crate::model::event::{EventNetwork, EventTable};
 use crate::store::{ModelFile, State};
-use kernels::Cpu;
+use kernels::Ops;
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -43,14 +43,14 @@ impl Keep for Last {
     }
 }
 
-/// Tunes people, `at_once` side by side; `left` is told in their order.
+/// Tunes people on a backend, `at_once` side by side; `left` is told in their order.
 ///
 /// # Errors
 /// When there is no memory, or what `left` says; a person's own trouble is an [`Outcome`], never an error.
-pub fn run(
+pub fn run<B: Ops + Clone>(
     (student, table, pack_rows): (&ModelFile, &EventTable, usize),
     (tuning, people): (&Tuning, &mut dyn Iterator<Item = Person>),
-    at_once: usize,
+    (backend, at_once): (&B, usize),
     left: &mut dyn FnMut(Outcome) -> Result<()>,
     stop: &AtomicBool,
 ) -> Result<End> {
@@ -64,7 +64,7 @@ pub fn run(
         }
         let outcomes: Vec<Result<Option<Outcome>>> = few
             .into_par_iter()
-            .map(|person| one((student, table, pack_rows), tuning, person, stop))
+            .map(|person| one((student, table, pack_rows), (backend, tuning), person, stop))
             .collect();
         for outcome in outcomes {
             match outcome? {
@@ -76,9 +76,9 @@ pub fn run(
 }
 
 /// One person; none when stopped in between.
-fn one(
+fn one<B: Ops + Clone>(
     (student, table, pack_rows): (&ModelFile, &EventTable, usize),
-    tuning: &Tuning,
+    (backend, tuning): (&B, &Tuning),
     person: Person,
     stop: &AtomicBool,
 ) -> Result<Option<Outcome>> {
@@ -86,7 +86,7 @@ fn one(
     if let Some(reason) = unusable {
         return Ok(Some(Outcome::quarantined(user, 0, reason)));
     }
-    let mut net = EventNetwork::new(Cpu, student.spec.clone())?;
+    let mut net = EventNetwork::new(backend.clone(), student.spec.clone())?;
     let mut trainer = WholeTrainer::new(&mut net, table, pack_rows)?;
     let (mut params, mut steps, mut last) = (student.params.clone(), 0, Last::default());
     let passes = [(&unlearn, &tuning.unlearn, 0u64), (&learn, &tuning.learn, 1)];
@@ -114,8 +114,8 @@ fn one(
     Ok(Some(Outcome::Trained { user, lora, params, steps, final_loss, held_out_loss: None }))
 }
 
-fn pass_over(
-    trainer: &mut WholeTrainer<'_, Cpu>,
+fn pass_over<B: Ops>(
+    trainer: &mut WholeTrainer<'_, B>,
     (lesson, recipe, key): (&Lesson, &Recipe, [u32; 2]),
     params: Vec<f32>,
     last: &mut Last,

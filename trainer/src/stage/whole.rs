@@ -19,8 +19,8 @@ use crate::optim::{Order, steps_per_user};
 use crate::pack::{ClassLoss, Packer, Piece, chunks};
 use crate::prompt::Example;
 pub use crate::store::{Best, State};
+use kernels::Ops;
 use kernels::optim::{AdamW, Update};
-use kernels::{Backend, Ops};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -96,7 +96,7 @@ pub fn whole_key(seed: u64, stage: &str) -> [u32; 2] {
     UserKey(blake3::derive_key(&domain, &[])).random_key(seed)
 }
 
-impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
+impl<'a, B: Ops> WholeTrainer<'a, B> {
     /// Buffers for packs of up to `pack_rows` rows.
     ///
     /// # Errors
@@ -177,7 +177,8 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
                 sync.reduce_shards(comm, local, &mut self.total)?;
             }
             let loss = sync.reduce_scalars(comm, &ids, &losses)?;
-            let grad_norm = self.update(task, (state.step, total_steps))?;
+            let summed = !(alone && ids.len() == 1);
+            let grad_norm = self.update(task, (state.step, total_steps), summed)?;
             state.step += 1;
             #[expect(clippy::cast_possible_truncation, reason = "a mean of f32 losses")]
             let loss = loss as f32;
@@ -252,7 +253,7 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
     /// Gradients of this rank's shards, one after another in `self.values`; each shard's share of the batch's loss.
     ///
     /// A rank alone has no use for them apart: it adds them up in `self.total` as they come, which is the order that
-    /// any world adds them in, and holds one of them at a time.
+    /// any world adds them in, and holds one of them at a time. The only shard of a rank alone stays in `self.grads`.
     fn gradients(
         &mut self,
         (task, alone): (&WholeTask<'_>, bool),
@@ -260,7 +261,12 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
         (batch, epoch): (&[u32], u32),
     ) -> Result<(Vec<f64>, usize)> {
         let len = self.net.places().trained();
-        self.values.resize(if alone { len } else { ids.len() * len }, 0.0);
+        let held = match (alone, ids.len()) {
+            (true, 0 | 1) => 0,
+            (true, _) => 1,
+            (false, shards) => shards,
+        };
+        self.values.resize(held * len, 0.0);
         let window = |i: u32| &task.windows[i as usize];
         let masks: Vec<Vec<u32>> = match task.reconstruction {
             Some(r) => batch
@@ -294,6 +300,9 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
                 #[expect(clippy::cast_possible_truncation, reason = "rounded once to f32")]
                 let weight = each_hidden * r.lambda as f32;
                 rows += self.train(&pieces, (Goal::Events, weight), &mut losses[i])?;
+            }
+            if alone && ids.len() == 1 {
+                break;
             }
             let (backend, first) = (self.net.trunk().backend(), if alone { 0 } else { i * len });
             match (alone, i) {
@@ -366,13 +375,21 @@ impl<'a, B: Ops + Backend<Act = f32>> WholeTrainer<'a, B> {
         Ok(sync.reduce_scalars(comm, &ids, &sums)? / n)
     }
 
-    /// AdamW with the summed gradient, then the model made anew; the gradient's norm.
-    fn update(&mut self, task: &WholeTask<'_>, (step, total): (u32, u32)) -> Result<f32> {
+    /// AdamW with the gradient in `self.total` if shards were `summed`, or with the one in `self.grads`; then the model
+    /// made anew; the gradient's norm.
+    fn update(
+        &mut self,
+        task: &WholeTask<'_>,
+        (step, total): (u32, u32),
+        summed: bool,
+    ) -> Result<f32> {
         let len = u32::try_from(self.total.len()).map_err(|_| Error::TooManySteps)?;
         let update = Update { len, ..super::recipe::update(task.recipe, step, total) };
         let mut norm = [0.0];
         let backend = self.net.trunk().backend();
-        backend.write(&mut self.grads, 0, &self.total)?;
+        if summed {
+            backend.write(&mut self.grads, 0, &self.total)?;
+        }
         backend.write(&mut self.update, 0, &[update])?;
         self.net.adamw(|backend, params| {
             backend.adamw(AdamW {

@@ -4,7 +4,7 @@ use super::{GOOD, document, everything, good, resolve, set, with};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use trainer::config::pituning::{EventArm, Method};
-use trainer::config::{Document, Effect};
+use trainer::config::{DeviceKind, Document, Effect};
 
 #[test]
 fn a_run_says_what_it_is() {
@@ -190,10 +190,6 @@ fn logs_and_their_arms() {
             "`population.early_stop.enabled`: = true, but data.validation = 0 leaves nothing to choose by",
         ),
         (
-            &["engine.device=cuda"],
-            "`engine.device`: = \"cuda\", but event models are trained on CPUs so far",
-        ),
-        (
             &["individual.tune=all", "individual.early_stop.enabled=true"],
             "`individual.early_stop.enabled`: = true, but nothing is held out where individual.tune = \"all\"",
         ),
@@ -209,6 +205,7 @@ fn logs_and_their_arms() {
     // A student that is not trained need not be possible; nor an adapter that nobody has.
     assert!(set(&["distill.enabled=false", "distill.heads=5"]).is_ok());
     assert!(set(&["individual.tune=all", "individual.targets=['q']"]).is_ok());
+    assert_eq!(set(&["engine.device=cuda"]).unwrap().engine.device, DeviceKind::Cuda);
     // Everything else goes with everything else.
     let arms = EventArm::ALL.map(|arm| format!("'{}'", arm.name())).join(", ");
     assert_eq!(set(&[&format!("run.arms=[{arms}]")]).unwrap().run.arms, EventArm::ALL);

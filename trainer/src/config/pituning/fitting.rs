@@ -3,7 +3,6 @@
 use super::super::document::Document;
 use super::super::error::Error;
 use super::super::recipe::Recipe;
-use super::super::resolved::DeviceKind;
 use super::resolve::recipe;
 use super::resolved::{EventArm, EventConfig, EventSourceKind, Tune};
 use serde_json::Value;
@@ -160,9 +159,6 @@ fn unlearning(config: &EventConfig) -> Option<Fault> {
 
 /// What recipes say that event models do not have.
 fn stages(config: &EventConfig) -> Option<Fault> {
-    if config.engine.device != DeviceKind::Cpu {
-        return fault("engine.device", "= \"cuda\", but event models are trained on CPUs so far");
-    }
     let stages = [
         ("population", &config.population.training),
         ("distill", &config.distill.training),

@@ -6,7 +6,7 @@ use super::super::{Error, Result};
 use super::step::{Adapted, EventStepper};
 use super::{EventNetwork, History};
 use kernels::intent::{self, Head, Segment};
-use kernels::linear::{Backward, Forward};
+use kernels::linear::{Backward, wide};
 use kernels::pool::{Mean, MeanBackward, Range};
 use kernels::{Backend, Mat, MatMut, Ops};
 
@@ -14,7 +14,7 @@ use kernels::{Backend, Mat, MatMut, Ops};
 type Grads<'a, B> =
     (Option<&'a mut <B as Backend>::Buf<f32>>, Option<&'a mut <B as Backend>::Buf<f32>>);
 
-impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
+impl<B: Ops> EventStepper<B> {
     /// Windows and users of the output rows: ranges of the rows of each window, segments of the windows of each user.
     fn route(
         &mut self,
@@ -89,12 +89,12 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
             rows,
         })?;
         let Some(prediction) = &net.prediction else { return Ok(()) };
-        Ok(backend.linear_forward(Forward {
-            x: Mat::new(&self.scores, spec.intents),
+        let scores = backend.as_act(&self.scores, &mut self.score_acts, rows * spec.intents)?;
+        Ok(backend.wide_forward(wide::Forward {
+            x: Mat::new(scores, spec.intents),
             weight: &prediction.weight,
             bias: prediction.bias.as_ref(),
-            residual: None,
-            y: MatMut::new(&mut self.logits, spec.intents),
+            y: &mut self.logits,
             rows,
         })?)
     }
@@ -110,13 +110,14 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
         let (spec, backend, d) = (&net.spec, net.trunk.backend(), net.spec.hidden);
         let (n, rows) = (spec.intents, self.windows);
         if let (Some(prediction), Some(at)) = (&net.prediction, net.places.prediction) {
-            let dy = Mat::new(&self.logit_gradient, n);
+            let dy = backend.as_act(&self.logit_gradient, &mut self.logit_acts, rows * n)?;
+            let dy = Mat::new(dy, n);
             if let Some(grads) = whole.as_deref_mut() {
-                product_gradient(backend, rows, at, (Mat::new(&self.scores, n), dy), grads)?;
+                let x = backend.as_act(&self.scores, &mut self.score_acts, rows * n)?;
+                product_gradient(backend, rows, at, (Mat::new(x, n), dy), grads)?;
             }
-            let dx = MatMut::new(&mut self.score_gradient, n);
-            let (weight, accumulate) = (&prediction.weight, false);
-            backend.linear_backward(Backward { dy, weight, dx, accumulate, rows })?;
+            let (weight, dx) = (&prediction.weight, &mut self.score_gradient);
+            backend.wide_backward(wide::Backward { dy, weight, dx, rows })?;
         }
         let acts = &mut self.stepper.acts;
         let Some(gradients) = &mut acts.gradients else {
@@ -163,12 +164,11 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
     pub(super) fn reconstruct(&mut self, net: &EventNetwork<B>) -> Result<()> {
         let (spec, rows) = (&net.spec, self.stepper.batch.outputs.rows);
         self.windows = rows;
-        Ok(net.trunk.backend().linear_forward(Forward {
+        Ok(net.trunk.backend().wide_forward(wide::Forward {
             x: Mat::new(&self.stepper.acts.scratch.gathered, spec.hidden),
             weight: &net.trunk.head,
             bias: Some(&net.reconstruction_bias),
-            residual: None,
-            y: MatMut::new(&mut self.logits, spec.events()),
+            y: &mut self.logits,
             rows,
         })?)
     }
@@ -183,7 +183,9 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
         let Some(gradients) = &mut acts.gradients else {
             return Err(Error::Batch { what: "a backward without buffers".into() });
         };
-        let dy = Mat::new(&self.logit_gradient, spec.events());
+        let events = spec.events();
+        let dy = backend.as_act(&self.logit_gradient, &mut self.logit_acts, rows * events)?;
+        let dy = Mat::new(dy, events);
         let x = Mat::new(&acts.scratch.gathered, spec.hidden);
         product_gradient(backend, rows, net.places.reconstruction, (x, dy), grads)?;
         let (weight, accumulate) = (&net.trunk.head, false);

@@ -1,6 +1,7 @@
 //! One pass over a pack of windows: columns to vectors, blocks, head (`head.rs`), losses, and back.
 //!
-//! Computes in `f32`. Two ways back: to adapters and to the changes of the intent table that belong to users (the model
+//! Scores, logits, losses and what belongs to them are `f32` on every backend; hidden states and histories are its
+//! activations. Two ways back: to adapters and to the changes of the intent table that belong to users (the model
 //! is frozen), or to every parameter of the model.
 
 use super::super::activations::StepSize;
@@ -55,9 +56,13 @@ pub struct EventStepper<B: Ops> {
     /// What the intention attention network says, and its gradient.
     pub(super) scores: B::Buf<f32>,
     pub(super) score_gradient: B::Buf<f32>,
+    /// Room for the scores as a product's input.
+    pub(super) score_acts: Acts<B>,
     /// Logits of intents (after the prediction layer) or of events, and their gradient.
     pub(super) logits: B::Buf<f32>,
     pub(super) logit_gradient: B::Buf<f32>,
+    /// Room for the logits' gradient as a product's input.
+    pub(super) logit_acts: Acts<B>,
     teacher: B::Buf<f32>,
     table: B::Buf<Row>,
     losses: B::Buf<f32>,
@@ -74,7 +79,7 @@ fn classes(spec: &EventSpec) -> usize {
     spec.intents.max(spec.events())
 }
 
-impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
+impl<B: Ops> EventStepper<B> {
     /// Buffers for packs of up to `size.rows` rows.
     ///
     /// # Errors
@@ -82,6 +87,8 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
     pub fn new(net: &EventNetwork<B>, size: StepSize) -> Result<Self> {
         let (backend, spec, t) = (net.trunk.backend(), &net.spec, size.rows);
         let floats = |n: usize| backend.alloc::<f32>(t * n);
+        let acts = |n: usize| backend.alloc::<B::Act>(n);
+        let room = |n: usize| acts(backend.act_room(t * n));
         let pooled = if spec.history == History::Mean { spec.hidden } else { 0 };
         let linear = if net.prediction.is_some() { spec.intents } else { 0 };
         Ok(Self {
@@ -89,12 +96,14 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
             columns: backend.alloc(t * spec.columns.len())?,
             segments: backend.alloc(t)?,
             ranges: backend.alloc(t)?,
-            history: floats(pooled)?,
-            history_gradient: floats(pooled)?,
+            history: acts(t * pooled)?,
+            history_gradient: acts(t * pooled)?,
             scores: floats(linear)?,
             score_gradient: floats(linear)?,
+            score_acts: room(linear)?,
             logits: floats(classes(spec))?,
             logit_gradient: floats(classes(spec))?,
+            logit_acts: room(classes(spec))?,
             teacher: floats(spec.intents)?,
             table: backend.alloc(t)?,
             losses: floats(1)?,
@@ -111,11 +120,13 @@ impl<B: Ops + Backend<Act = f32>> EventStepper<B> {
         let (spec, t) = (&net.spec, size.rows);
         let pooled = if spec.history == History::Mean { 2 * spec.hidden } else { 0 };
         let linear = if net.prediction.is_some() { 2 * spec.intents } else { 0 };
-        let per_row =
-            pooled + linear + 3 * classes(spec) + spec.intents + 2 * spec.columns.len() + 1;
+        let per_row = linear + 3 * classes(spec) + spec.intents + 2 * spec.columns.len() + 1;
         let plain = size_of::<Segment>() + size_of::<Range>() + size_of::<Row>();
-        let work = net.trunk.backend().intent_workspace(t, t, spec.intent_shape());
+        let backend = net.trunk.backend();
+        let work = backend.intent_workspace(t, t, spec.intent_shape());
+        let room = backend.act_room(t * linear / 2) + backend.act_room(t * classes(spec));
         Stepper::bytes(&net.trunk, size, num_layouts)
+            + (t * pooled + room) * size_of::<B::Act>()
             + t * (per_row * size_of::<f32>() + plain)
             + work * size_of::<f32>()
     }
