@@ -38,3 +38,4 @@ mod pool;
 mod random;
 mod record;
 mod rope;
+mod shards;
