@@ -3,6 +3,7 @@
 //! [`population`] trains the task adapter on the other users, [`individual`] everybody's own adapter,
 //! [`predict`] answers queries; [`whole`] trains every parameter of an event model. [`engine`] holds the device side, [`trainee`] one user's way.
 
+mod buckets;
 pub mod engine;
 pub mod foresee;
 mod hidden;
@@ -13,6 +14,7 @@ pub mod population;
 pub mod predict;
 pub mod recipe;
 pub mod sample;
+pub mod sums;
 pub mod trainee;
 pub mod tune;
 pub mod whole;
