@@ -19,6 +19,9 @@ __device__ __forceinline__ bool shards_aligned(const float* total, const float* 
 // Element i, the order of parts ascending; with `add` after total itself. No part beyond num_parts is read.
 __device__ __forceinline__ float shards_one(const float* total, const float* const (&parts)[SHARDS_PARTS],
                                             unsigned num_parts, unsigned add, size_t i) {
+#ifdef FAULT_SHARDS_ADD
+  add = 0;
+#endif
   float sum = add ? total[i] + parts[0][i] : parts[0][i];  // not 0 + p0: that would turn -0 into +0
 #pragma unroll
   for (unsigned p = 1; p < SHARDS_PARTS; p++) {
@@ -42,6 +45,8 @@ extern "C" __global__ void __launch_bounds__(SHARDS_THREADS)
   size_t quads = shards_aligned(total, parts, num_parts) ? n / 4 : 0;
 #ifdef FAULT_SHARDS_ORDER
   quads = 0;
+#elif defined(FAULT_SHARDS_TAIL)
+  quads = quads > 0 ? (n + 3) / 4 : 0;
 #endif
   for (size_t q = thread; q < quads; q += threads) {
     float4 sum = reinterpret_cast<const float4*>(add ? total : parts[0])[q];

@@ -52,11 +52,17 @@ impl std::error::Error for Failure {}
 pub(crate) trait Fails<T> {
     /// Wrong config or data.
     fn input(self, hint: &'static str) -> anyhow::Result<T>;
+    /// The machine failed us, and a person can look into it.
+    fn machine(self, hint: &'static str) -> anyhow::Result<T>;
 }
 
 impl<T, E: Into<anyhow::Error>> Fails<T> for Result<T, E> {
     fn input(self, hint: &'static str) -> anyhow::Result<T> {
         self.map_err(|e| Failure { exit: Exit::Input, hint: Some(hint), error: e.into() }.into())
+    }
+
+    fn machine(self, hint: &'static str) -> anyhow::Result<T> {
+        self.map_err(|e| Failure { exit: Exit::Internal, hint: Some(hint), error: e.into() }.into())
     }
 }
 

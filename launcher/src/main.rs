@@ -20,6 +20,7 @@ mod session;
 mod shown;
 mod source;
 mod study;
+mod sums;
 mod watch;
 mod world;
 

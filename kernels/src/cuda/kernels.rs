@@ -51,6 +51,14 @@ impl Kernels {
         self.module(&mut modules, module).map(|_| ())
     }
 
+    /// The address of an entry (a `CUfunction`), valid as long as this device.
+    pub(super) fn function(&self, module: &'static str, kernel: &str) -> Result<u64> {
+        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
+        let (grid, block) = ([1; 3], [1; 3]);
+        let launch = Launch { module, kernel, grid, block, shared: 0, args: &[] };
+        Ok(self.module(&mut modules, module)?.entry(&launch)?.handle as u64)
+    }
+
     fn module<'m>(
         &self,
         modules: &'m mut BTreeMap<&'static str, Module>,

@@ -9,6 +9,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::{Device, Gpu, Launch, Product};
+use crate::nccl::{Handles, SUM_KERNEL};
 use cudarc::driver::{CudaContext, CudaStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -156,6 +157,19 @@ impl Cuda {
     /// [`Error::Backend`] with the driver's words.
     pub fn memory_info(&self) -> Result<(usize, usize)> {
         self.queue.context.mem_get_info().map_err(driver("memory info"))
+    }
+
+    /// What collectives beside this device's work need of it; the objects live as long as the device.
+    ///
+    /// # Errors
+    /// As [`Device::launch`], of the module that adds gradients.
+    pub fn handles(&self) -> Result<Handles> {
+        self.queue.enter()?;
+        Ok(Handles {
+            context: self.queue.context.cu_ctx() as u64,
+            compute: self.queue.stream.cu_stream() as u64,
+            sum: Some(self.kernels.function("shards", SUM_KERNEL)?),
+        })
     }
 
     /// Compiles or loads every module, which otherwise happens at first use.

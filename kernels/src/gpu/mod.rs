@@ -19,6 +19,7 @@ mod launch;
 mod product;
 pub mod record;
 pub mod refusal;
+mod shards;
 pub mod source;
 mod workspace;
 

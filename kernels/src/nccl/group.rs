@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 /// Pauses between two looks: 0 for the first looks of a wait, then a little longer each time, up to this.
 const PATIENCE: Duration = Duration::from_micros(500);
 
+/// How long an aborted group waits for what its lane was given; NCCL's kernels end within milliseconds of an abort.
+const DRAIN: Duration = Duration::from_secs(5);
+
 /// `ncclUniqueId`: how the ranks of a group find each other.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,7 +225,8 @@ impl Group {
         if code == SUCCESS { Ok(()) } else { Err(self.error(op, code, std::ptr::null_mut())) }
     }
 
-    /// Ends the group at once, on this rank (ncclCommAbort): work on the device that waits for others is freed.
+    /// Ends the group at once, on this rank (ncclCommAbort): work on the device that waits for others is freed. Then the
+    /// lane is let run out, for at most five seconds, so that nothing uses memory that is freed afterwards.
     pub fn abort(&self) {
         self.abort_now(&mut self.lock());
     }
@@ -305,6 +309,11 @@ impl Group {
         if !comm.is_null() && self.lane.bind().is_ok() {
             // SAFETY: the communicator lived until here and is forgotten before this.
             let _ = unsafe { (self.nccl.table.comm_abort)(comm) };
+            // What was queued behind the collectives runs on, over memory that its owner may free next.
+            let mut pause = Pause::new(DRAIN);
+            while matches!(self.lane.done(), Ok(false)) && !pause.over() {
+                pause.rest();
+            }
         }
     }
 }

@@ -39,3 +39,4 @@ mod pool;
 mod random;
 mod record;
 mod rope;
+mod shards;

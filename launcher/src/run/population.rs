@@ -4,12 +4,11 @@ use super::Run;
 use crate::device::on;
 use crate::exit::Fails;
 use crate::plan::{Bounds, choose};
+use crate::sums::{Adds, explained};
 use crate::watch::Progress;
 use anyhow::Context;
-use kernels::Ops;
 use std::path::Path;
 use std::time::Instant;
-use trainer::comm::HostSync;
 use trainer::ids::{UserId, UserKey};
 use trainer::lora::{AdapterSpec, Merge, SiteList, SiteLists, Target};
 use trainer::model::cache::MappedBase;
@@ -141,7 +140,7 @@ fn trained(
 }
 
 /// Parameters of the task adapter, trained on the backend of `net`; `None` when stopped.
-fn train_on<B: Ops>(
+fn train_on<B: Adds>(
     run: &Run<'_>,
     net: &Network<B>,
     (sites, task): (&SiteList, &Task<'_>),
@@ -160,14 +159,16 @@ fn train_on<B: Ops>(
     };
     let sizes = choose(net, bounds).input("raise engine.memory_gb, or lower engine.pack_tokens")?;
     let mut engine = Engine::new(net, &lists, sizes.step, (sizes.slots, bounds.adapter_params))?;
-    let sync = HostSync::new(config.virtual_shards);
+    // After the engine, so dropped before it: on an error it may still be at work on the engine's memory.
+    let place = session.config.engine.gradient_sum;
+    let mut sums = net.backend().sums(run.comm, place, config.virtual_shards)?;
     let steps = task.examples.len().div_ceil(config.training.batch_size as usize)
         * config.training.epochs as usize;
     let mut progress = Progress::new("population", steps as u64, run.leads());
     let trained = train(
         &mut engine,
         session.rules,
-        (run.comm, &sync),
+        (run.comm, &mut *sums),
         task,
         &mut |step| {
             progress.advance(
@@ -182,8 +183,9 @@ fn train_on<B: Ops>(
         Err(error @ trainer::stage::Error::PopulationDiverged { .. }) => {
             return Err(error).input("lower population.learning_rate, or set population.clip_norm");
         }
-        other => other?,
+        other => explained(run.comm, other)?,
     };
+    explained(run.comm, sums.close())?;
     progress.finish();
     Ok((end == End::Complete).then_some(params))
 }

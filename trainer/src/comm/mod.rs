@@ -116,6 +116,9 @@ pub enum Error {
         /// How often it appears over all ranks.
         holders: usize,
     },
+    /// A sum was begun before the ranks had agreed on who holds which shard.
+    #[error("a gradient sum was begun before the ranks had agreed on their shards")]
+    NotAgreed,
     /// A world of no ranks was asked for.
     #[error("a world needs at least one rank")]
     NoRanks,

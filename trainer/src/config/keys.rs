@@ -338,6 +338,14 @@ pub(super) const ENGINE: &[Key] = &[
         Result,
         "what a rank computes on: its processors, or a GPU of its own",
     ),
+    // Both ways add in the order of the shards.
+    key(
+        "gradient_sum",
+        Kind::OneOf(&["device", "host"]),
+        Is("\"device\""),
+        Placement,
+        "where the population stage adds gradients: where they are, or in host memory, which needs no NCCL",
+    ),
     key(
         "memory_gb",
         Kind::Float(0.01, 1e6),

@@ -22,8 +22,8 @@ pub use identity::{Difference, Hash};
 pub use keys::{Default, Effect, Key, Kind, OVERRIDE, OVERRIDES, RECIPE, SECTIONS, Section};
 pub use recipe::{EarlyStop, Recipe, ScheduleKind};
 pub use resolved::{
-    AblationKind, Arm, Base, Config, Data, DeviceKind, Engine, Evaluate, Individual, Metric,
-    OrderKind, Override, Population, Predict, PredictMode, Profile, ProfileSource, Prompt,
+    AblationKind, Arm, Base, Config, Data, DeviceKind, Engine, Evaluate, GradientSum, Individual,
+    Metric, OrderKind, Override, Population, Predict, PredictMode, Profile, ProfileSource, Prompt,
     Recompute, RetrieverKind, Run, Source,
 };
 pub use study::{Axis, Cell, Study};

@@ -351,6 +351,8 @@ impl Individual {
 pub struct Engine {
     /// What a rank computes on.
     pub device: DeviceKind,
+    /// Where the population stage adds gradients.
+    pub gradient_sum: GradientSum,
     /// Memory of a rank in 10⁹ bytes.
     pub memory_gb: f64,
     /// Users trained at once; 0 is automatic.
@@ -373,6 +375,16 @@ pub enum DeviceKind {
     Cpu,
     /// A GPU of its own, activations in `bf16`.
     Cuda,
+}
+
+/// Where the gradients of virtual shards are added; the bytes are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GradientSum {
+    /// Where they are: on a GPU, and between the GPUs of several ranks by NCCL.
+    Device,
+    /// In host memory, exchanged by the communicator.
+    Host,
 }
 
 /// What to do with activations.

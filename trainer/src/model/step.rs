@@ -8,7 +8,11 @@ use super::pass::{Adapters, Pass};
 use super::places::TrunkPlaces;
 use super::sites::Part;
 use super::{Error, Result};
-use kernels::{Mat, MatMut, Ops, embedding, loss};
+use kernels::{Backend, Mat, MatMut, Ops, embedding, loss};
+
+/// Told of each block whose backward was given to the backend in full, the last block first: its number, the backend and
+/// the gradients, to which nothing of this pack's adapters in that block is added any more.
+pub type Passed<'a, B> = &'a mut dyn FnMut(usize, &B, &mut <B as Backend>::Buf<f32>);
 
 /// The step's buffers on one backend; made once, used for every pack.
 #[derive(Debug)]
@@ -70,9 +74,24 @@ impl<B: Ops> Stepper<B> {
         adapters: Adapters<'_, B>,
         grads: &mut B::Buf<f32>,
     ) -> Result<&[f32]> {
+        self.train_watched(net, batch, adapters, (grads, None))
+    }
+
+    /// [`Stepper::train`] that tells of every block it has gone back through; blocks below the lowest that trains are not
+    /// told of.
+    ///
+    /// # Errors
+    /// When the batch does not fit or is inconsistent.
+    pub fn train_watched(
+        &mut self,
+        net: &Network<B>,
+        batch: &Batch,
+        adapters: Adapters<'_, B>,
+        watched: (&mut B::Buf<f32>, Option<Passed<'_, B>>),
+    ) -> Result<&[f32]> {
         self.forward(net, batch, adapters)?;
         self.loss(net, true)?;
-        self.backward(net, (adapters, None), grads)?;
+        self.backward_watched(net, (adapters, None), watched)?;
         self.read_losses(net)
     }
 
@@ -169,8 +188,18 @@ impl<B: Ops> Stepper<B> {
     pub(super) fn backward(
         &mut self,
         net: &Network<B>,
-        (adapters, whole): (Adapters<'_, B>, Option<&TrunkPlaces>),
+        of: (Adapters<'_, B>, Option<&TrunkPlaces>),
         grads: &mut B::Buf<f32>,
+    ) -> Result<()> {
+        self.backward_watched(net, of, (grads, None))
+    }
+
+    /// [`Stepper::backward`] that tells of every block it has gone back through.
+    fn backward_watched(
+        &mut self,
+        net: &Network<B>,
+        (adapters, whole): (Adapters<'_, B>, Option<&TrunkPlaces>),
+        (grads, mut passed): (&mut B::Buf<f32>, Option<Passed<'_, B>>),
     ) -> Result<()> {
         let pass = Pass { net, batch: &self.batch, adapters, whole };
         let (d, rows, acts) = (net.dims.hidden, self.batch.outputs.rows, &mut self.acts);
@@ -198,6 +227,9 @@ impl<B: Ops> Stepper<B> {
         pass.norm_back(rows, &net.final_norm, x, dy, MatMut::new(&mut g.stream_outputs, d))?;
         let forward = (&acts.inputs[acts.plan.input(top)], &acts.last);
         pass.last_block_back(&net.blocks[top], forward, g, &mut acts.scratch, (grads, reach(top)))?;
+        if let Some(passed) = &mut passed {
+            passed(top, net.backend(), grads);
+        }
         for layer in (lowest..top).rev() {
             let (block, set) = (&net.blocks[layer], acts.plan.block_set(layer));
             let input = &acts.inputs[acts.plan.input(layer)];
@@ -206,6 +238,9 @@ impl<B: Ops> Stepper<B> {
             }
             let forward = (input, &acts.blocks[set]);
             pass.block_back(block, forward, g, &mut acts.scratch, (grads, reach(layer)))?;
+            if let Some(passed) = &mut passed {
+                passed(layer, net.backend(), grads);
+            }
         }
         Ok(())
     }

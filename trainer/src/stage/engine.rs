@@ -9,7 +9,7 @@ use crate::model::Adapters;
 use crate::model::activations::StepSize;
 use crate::model::batch::Batch;
 use crate::model::network::Network;
-use crate::model::step::Stepper;
+use crate::model::step::{Passed, Stepper};
 use crate::pack::{ClassLoss, Packer};
 use crate::prompt::Example;
 use kernels::Ops;
@@ -50,6 +50,18 @@ pub trait Model<B: Ops> {
         of: (&SiteLists, &B::Buf<f32>),
         grads: &mut B::Buf<f32>,
     ) -> Result<&[f32]>;
+    /// [`Model::train`] that tells of the blocks it has gone back through; a model may keep that to itself.
+    ///
+    /// # Errors
+    /// When the pack is inconsistent.
+    fn train_watched(
+        &mut self,
+        batch: &Batch,
+        of: (&SiteLists, &B::Buf<f32>),
+        (grads, _): (&mut B::Buf<f32>, Passed<'_, B>),
+    ) -> Result<&[f32]> {
+        self.train(batch, of, grads)
+    }
     /// Forward of a checked pack alone.
     ///
     /// # Errors
@@ -86,6 +98,17 @@ impl<B: Ops> Model<B> for Language<'_, B> {
         let adapters = Adapters { layouts: lists.layouts(), params };
         let Self { net, stepper } = self;
         Ok(stepper.train(net, batch, adapters, grads)?)
+    }
+
+    fn train_watched(
+        &mut self,
+        batch: &Batch,
+        (lists, params): (&SiteLists, &B::Buf<f32>),
+        (grads, passed): (&mut B::Buf<f32>, Passed<'_, B>),
+    ) -> Result<&[f32]> {
+        let adapters = Adapters { layouts: lists.layouts(), params };
+        let Self { net, stepper } = self;
+        Ok(stepper.train_watched(net, batch, adapters, (grads, Some(passed)))?)
     }
 
     fn losses(
@@ -224,6 +247,11 @@ impl<'a, B: Ops, M: Model<B>> Engine<'a, B, M> {
         Ok(self.backend().read(&self.buffers.v, offset, v)?)
     }
 
+    /// The backend and the gradients of all slots.
+    pub(super) fn gradients(&mut self) -> (&B, &mut B::Buf<f32>) {
+        (self.model.trunk().backend(), &mut self.buffers.grads)
+    }
+
     /// Zeroes a slot's gradient.
     ///
     /// # Errors
@@ -265,6 +293,16 @@ impl<'a, B: Ops, M: Model<B>> Engine<'a, B, M> {
         self.check(packer)?;
         let of = (self.lists, &self.buffers.params);
         self.model.train(packer.batch(), of, &mut self.buffers.grads)
+    }
+
+    /// [`Engine::train`] that tells of the blocks it has gone back through, where the model does.
+    ///
+    /// # Errors
+    /// When the pack is inconsistent.
+    pub fn train_watched(&mut self, packer: &Packer, passed: Passed<'_, B>) -> Result<&[f32]> {
+        self.check(packer)?;
+        let of = (self.lists, &self.buffers.params);
+        self.model.train_watched(packer.batch(), of, (&mut self.buffers.grads, passed))
     }
 
     /// Forward of a pack alone.

@@ -4,6 +4,7 @@
 //! [`predict`] answers queries; [`whole`] trains every parameter of an event model. [`engine`] holds the device
 //! side ([`events`] where an event model is what trains), [`trainee`] one user's way.
 
+mod buckets;
 pub mod engine;
 pub mod events;
 pub mod foresee;
@@ -15,6 +16,7 @@ pub mod population;
 pub mod predict;
 pub mod recipe;
 pub mod sample;
+pub mod sums;
 pub mod trainee;
 pub mod tune;
 pub mod whole;

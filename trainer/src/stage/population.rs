@@ -2,21 +2,24 @@
 //!
 //! A batch is cut into a fixed number of virtual shards; a shard is a segment of the pack with the shared
 //! adapter and a gradient of its own, and the shards' gradients are added in the order of their numbers.
-//! So 1, 2, 4 and 8 ranks give the same bytes.
+//! So 1, 2, 4 and 8 ranks give the same bytes. Where the sum has a stream of its own ([`ShardSums`]), it is begun bucket by
+//! bucket while the batch's last pack still goes back through the blocks below.
 
+use super::buckets::{Bucket, buckets};
 use super::engine::Engine;
 use super::individual::{End, PackRules};
+use super::sums::{Part, ShardSums};
 use super::{Error, Result};
-use crate::comm::{Communicator, GradientSync, LocalShards, Reduce, shards_of};
+use crate::comm::{Communicator, Reduce, shards_of};
 use crate::config::Recipe;
 use crate::ids::{Slot, UserKey};
 use crate::lora::{AdapterSpec, initialise};
 use crate::optim::{Order, steps_per_user};
 use crate::pack::{Packer, Piece, Share, chunks, rows_of};
 use crate::prompt::Example;
-use kernels::Ops;
 use kernels::lora::Segment;
 use kernels::optim::Update;
+use kernels::{Backend, Ops};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What is trained, the same on every rank.
@@ -51,20 +54,22 @@ pub struct PopulationStep {
     pub unshared_rows: usize,
 }
 
-/// Trains the task adapter; its parameters, the same bytes on every rank. However it ends, every slot taken is free again.
+/// Trains the task adapter; its parameters, the same bytes on every rank. However it ends, every slot taken is free again;
+/// after an error `sums` may still be at work on the slab and is to be dropped before the engine.
 ///
 /// # Errors
 /// No example, a gradient that is not finite, or what the engine or a collective says.
 pub fn run<B: Ops>(
     engine: &mut Engine<'_, B>,
     rules: PackRules,
-    (comm, sync): (&dyn Communicator, &dyn GradientSync),
+    (comm, sums): (&dyn Communicator, &mut dyn ShardSums<B>),
     task: &Task<'_>,
     watch: &mut dyn FnMut(PopulationStep),
     stop: &AtomicBool,
 ) -> Result<(End, Vec<f32>)> {
     let mut shards = Shards::new(engine, comm, task, rules)?;
-    let trained = train(engine, (comm, sync), (task, &mut shards), watch, stop);
+    let trained = Sum::new(engine, (comm, sums), task, &shards)
+        .and_then(|mut sum| train(engine, &mut sum, (task, &mut shards), watch, stop));
     shards.release(engine)?;
     trained
 }
@@ -72,7 +77,7 @@ pub fn run<B: Ops>(
 /// The steps of [`run`], on slots that are taken.
 fn train<B: Ops>(
     engine: &mut Engine<'_, B>,
-    (comm, sync): (&dyn Communicator, &dyn GradientSync),
+    sum: &mut Sum<'_, B>,
     (task, shards): (&Task<'_>, &mut Shards),
     watch: &mut dyn FnMut(PopulationStep),
     stop: &AtomicBool,
@@ -89,12 +94,14 @@ fn train<B: Ops>(
     for epoch in 0..task.recipe.epochs {
         let order = Order::new(n, batch, epoch, key);
         for indices in order.batches() {
-            if comm.all_reduce_u64(Reduce::Max, u64::from(stop.load(Ordering::Relaxed)))? > 0 {
+            if sum.comm.all_reduce_u64(Reduce::Max, u64::from(stop.load(Ordering::Relaxed)))? > 0 {
                 return Ok((End::Stopped, params));
             }
-            let (loss, rows, unshared_rows) = shards.gradients(engine, task, indices, step)?;
-            shards.sum(engine, comm, sync)?;
-            let loss = sync.reduce_scalars(comm, &shards.ids, &loss)?;
+            let (loss, rows, unshared_rows) =
+                shards.gradients(engine, task, (indices, step), sum)?;
+            sum.end(engine)?;
+            shards.clear(engine)?;
+            let loss = sum.sums.scalars(sum.comm, &loss)?;
             let grad_norm = update(engine, task, (slot, params.len()), (step, total_steps))?;
             step += 1;
             #[expect(clippy::cast_possible_truncation, reason = "a mean of f32 losses")]
@@ -138,8 +145,6 @@ struct Shards {
     layout: usize,
     ids: Vec<u32>,
     slots: Vec<Slot>,
-    values: Vec<f32>,
-    total: Vec<f32>,
     packer: Packer,
     rules: PackRules,
 }
@@ -152,8 +157,7 @@ impl Shards {
         rules: PackRules,
     ) -> Result<Self> {
         let ids = shards_of(comm.rank(), comm.size(), task.num_shards);
-        let (layout, sites) = engine.lists.find(&task.lora.targets)?;
-        let len = sites.params(task.lora.lora_rank as usize);
+        let (layout, _) = engine.lists.find(&task.lora.targets)?;
         if task.examples.is_empty() {
             return Err(Error::NoPopulation);
         }
@@ -166,26 +170,17 @@ impl Shards {
         for &slot in &slots {
             engine.load(slot, &[])?;
         }
-        Ok(Self {
-            layout,
-            values: vec![0.0; ids.len() * len],
-            total: vec![0.0; len],
-            packer: Packer::new(rules.share_prefixes),
-            adapter,
-            ids,
-            slots,
-            rules,
-        })
+        Ok(Self { layout, packer: Packer::new(rules.share_prefixes), adapter, ids, slots, rules })
     }
 
     /// Gradients of this rank's shards of one batch, each in its slot; each shard's share of the batch's
-    /// mean loss.
+    /// mean loss. The sum is begun as far as the backward of the last pack completes gradients.
     fn gradients<B: Ops>(
         &mut self,
         engine: &mut Engine<'_, B>,
         task: &Task<'_>,
-        batch: &[u32],
-        step: u32,
+        (batch, step): (&[u32], u32),
+        sum: &mut Sum<'_, B>,
     ) -> Result<(Vec<f64>, usize, usize)> {
         let piece = |&i: &u32| {
             let e = &task.examples[i as usize];
@@ -211,7 +206,7 @@ impl Shards {
                 let full = self.packer.rows() + needed > engine.rows();
                 if !packed.is_empty() && (again || full) {
                     self.step(
-                        engine,
+                        (&mut *engine, None),
                         &mut packed,
                         weight,
                         &mut losses,
@@ -228,7 +223,8 @@ impl Shards {
             }
         }
         if !packed.is_empty() {
-            self.step(engine, &mut packed, weight, &mut losses, (&mut rows, &mut unshared))?;
+            let last = (engine, Some(sum));
+            self.step(last, &mut packed, weight, &mut losses, (&mut rows, &mut unshared))?;
         }
         Ok((losses, rows, unshared))
     }
@@ -251,15 +247,24 @@ impl Shards {
         }
     }
 
+    /// Trains on a pack; with a sum it is this rank's last of the batch.
     fn step<B: Ops>(
         &mut self,
-        engine: &mut Engine<'_, B>,
+        (engine, last): (&mut Engine<'_, B>, Option<&mut Sum<'_, B>>),
         packed: &mut Vec<usize>,
         weight: f32,
         losses: &mut [f64],
         (rows, unshared): (&mut usize, &mut usize),
     ) -> Result<()> {
-        let row_losses = engine.train(&self.packer)?;
+        let row_losses = match last {
+            Some(sum) if sum.overlaps() => {
+                let mut passed = |block: usize, backend: &B, grads: &mut B::Buf<f32>| {
+                    sum.begin_down_to(block, (backend, grads));
+                };
+                engine.train_watched(&self.packer, &mut passed)?
+            }
+            _ => engine.train(&self.packer)?,
+        };
         for (share, &index) in packed.iter().enumerate() {
             let sum: f64 =
                 row_losses[self.packer.targets(share)].iter().map(|&l| f64::from(l)).sum();
@@ -272,20 +277,74 @@ impl Shards {
         Ok(())
     }
 
-    /// Adds the shards' gradients of all ranks, in order, into the adapter's gradient.
-    fn sum<B: Ops>(
-        &mut self,
-        engine: &mut Engine<'_, B>,
-        comm: &dyn Communicator,
-        sync: &dyn GradientSync,
-    ) -> Result<()> {
-        let len = self.total.len();
-        for (i, &own) in self.slots.iter().enumerate() {
-            engine.read_gradient(own, &mut self.values[i * len..(i + 1) * len])?;
-            engine.clear_gradient(own)?;
+    /// Zeroes the shards' gradients for the next step.
+    fn clear<B: Ops>(&self, engine: &mut Engine<'_, B>) -> Result<()> {
+        self.slots.iter().try_for_each(|&slot| engine.clear_gradient(slot))
+    }
+}
+
+/// The sum of the shards' gradients of all ranks into the adapter's gradient: begun bucket by bucket, ended once a step.
+struct Sum<'a, B: Backend> {
+    comm: &'a dyn Communicator,
+    sums: &'a mut dyn ShardSums<B>,
+    buckets: Vec<Bucket>,
+    /// First elements of the shards' gradients and of the adapter's.
+    shards: Vec<usize>,
+    total: usize,
+    /// Buckets begun in this step; the same buckets in the same order on every rank, whatever it computes.
+    begun: usize,
+    /// Why the rest of them was not.
+    failed: Option<Error>,
+}
+
+impl<'a, B: Ops> Sum<'a, B> {
+    fn new(
+        engine: &Engine<'_, B>,
+        (comm, sums): (&'a dyn Communicator, &'a mut dyn ShardSums<B>),
+        task: &Task<'_>,
+        of: &Shards,
+    ) -> Result<Self> {
+        sums.agree(comm, &of.ids)?;
+        let (_, sites) = engine.lists.find(&task.lora.targets)?;
+        let bytes = sums.bucket_bytes().unwrap_or(usize::MAX);
+        Ok(Self {
+            buckets: buckets(sites, task.lora.lora_rank as usize, bytes),
+            shards: of.slots.iter().map(|&slot| engine.slabs.offset(slot)).collect(),
+            total: engine.slabs.offset(of.adapter),
+            begun: 0,
+            failed: None,
+            comm,
+            sums,
+        })
+    }
+
+    fn overlaps(&self) -> bool {
+        self.sums.bucket_bytes().is_some()
+    }
+
+    /// Begins the buckets that are complete once a backward has passed `block`. An error ends the sum, and waits for
+    /// [`Sum::end`]: a backward is not left half way.
+    fn begin_down_to(&mut self, block: usize, (backend, slab): (&B, &mut B::Buf<f32>)) {
+        while let Some(bucket) = self.buckets.get(self.begun)
+            && bucket.block >= block
+            && self.failed.is_none()
+        {
+            let at = |&first: &usize| first + bucket.range.start;
+            let shards: Vec<usize> = self.shards.iter().map(at).collect();
+            let (total, len) = (at(&self.total), bucket.range.len());
+            let part = Part { shards: &shards, total, len };
+            self.failed = self.sums.begin(self.comm, (backend, &mut *slab), part).err();
+            self.begun += 1;
         }
-        let local = LocalShards { ids: &self.ids, values: &self.values };
-        sync.reduce_shards(comm, local, &mut self.total)?;
-        engine.write_gradient(self.adapter, &self.total)
+    }
+
+    /// Begins what is left, all of it on a rank that computed nothing, and waits for the sum.
+    fn end(&mut self, engine: &mut Engine<'_, B>) -> Result<()> {
+        self.begin_down_to(0, engine.gradients());
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        self.begun = 0;
+        self.sums.finish()
     }
 }

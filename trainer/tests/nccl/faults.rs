@@ -1,9 +1,9 @@
 //! What a group that fails says, on which rank, how soon, and that nothing of it is used again.
 
 use crate::job::{Ended, is_rank, job};
-use crate::rank::{options, run, sum_on_host, sync};
+use crate::rank::{handles, options, run, sum_on_host, sync};
 use std::time::Duration;
-use trainer::comm::nccl::{DeviceSync as _, SumOrder};
+use trainer::comm::nccl::{DeviceSync as _, SumOrder, join, prepare};
 use trainer::comm::{Communicator, Reduce};
 
 /// Long beside what a sum takes here, short for a test.
@@ -44,6 +44,27 @@ fn says(ended: &Ended, rank: usize, texts: &[&str]) {
 }
 
 const GONE: &str = "the group was aborted after an earlier error";
+
+/// Rank 1 has no device to join with.
+fn unprepared(comm: &dyn Communicator) -> String {
+    let broken = || kernels::Error::Backend { op: "load", what: "no such kernel".into() };
+    let handles = handles(comm).unwrap();
+    let handles = if comm.rank() == 1 { Err(broken()) } else { Ok(handles) };
+    let joined = join(comm, "node-of-the-test", prepare(handles), LIMIT);
+    joined.map_or_else(|error| error.to_string(), |_| "no error".into())
+}
+
+#[test]
+fn a_rank_that_cannot_join_is_named_on_all() {
+    if is_rank() {
+        return run(unprepared);
+    }
+    let ended = job("faults::a_rank_that_cannot_join_is_named_on_all", 3, "");
+    assert_eq!(ended.said(1), "GPU: load: no such kernel");
+    let elsewhere = "rank 1 cannot take part in the group of GPUs: on node-of-the-test: GPU: load: no such kernel";
+    assert_eq!([0, 2].map(|rank| ended.said(rank)), [elsewhere; 2]);
+    assert_eq!(ended.count(0, "nccl"), 0, "nobody begins to join");
+}
 
 #[test]
 fn refused_at_once_while_joining() {

@@ -1,12 +1,11 @@
 //! What a rank of these tests does.
 
-use kernels::nccl::{CudaLane, Driver, Error, Handles, Lane, Nccl, Region, SUM_KERNEL};
+use kernels::nccl::{Driver, Error, Handles, Region, SUM_KERNEL};
 use std::ffi::CString;
 use std::io::Write as _;
-use std::sync::Arc;
 use std::time::Duration;
 use trainer::comm::nccl::{
-    Bucket, DeviceSync as _, Machine, NcclOptions, NcclSync, SumOrder, join, seats,
+    Bucket, DeviceSync as _, Machine, NcclOptions, NcclSync, SumOrder, join, prepare, seats,
 };
 use trainer::comm::{Communicator, GradientSync as _, LocalShards, Mpi, Result, shards_of};
 
@@ -28,16 +27,16 @@ pub(crate) fn run(body: impl FnOnce(&dyn Communicator) -> String) {
     mpi.finish();
 }
 
-/// This rank's lane on the GPU of its seat, with the sum's kernel, as a CUDA backend would hand it over.
-fn lane(comm: &dyn Communicator) -> kernels::nccl::Result<Arc<dyn Lane>> {
-    let driver = Arc::new(Driver::open()?);
+/// What a CUDA backend on the GPU of this rank's seat would hand over, the sum's kernel with it.
+pub(crate) fn handles(comm: &dyn Communicator) -> kernels::nccl::Result<Handles> {
+    let driver = Driver::open()?;
     let visible: Vec<_> = driver.devices()?.iter().map(|d| d.uuid).collect();
     let seat = seats(comm, &Machine::here(), &visible).unwrap()[comm.rank()];
     assert_eq!(seat.device, Some(comm.rank()), "four GPUs, all ranks on one machine");
     let context = driver.primary_context(comm.rank())?;
     let name = CString::new(SUM_KERNEL).unwrap();
     let sum = Some(driver.function(context, c"// the fake reads no PTX", &name)?);
-    Ok(Arc::new(CudaLane::new(driver, Handles { context, compute: 0, sum })?))
+    Ok(Handles { context, compute: 0, sum })
 }
 
 /// Joins the group of all ranks.
@@ -46,8 +45,7 @@ pub(crate) fn sync(
     options: NcclOptions,
     limit: Duration,
 ) -> Result<NcclSync> {
-    let prepared = lane(comm).and_then(|lane| Ok((Arc::new(Nccl::open()?), lane)));
-    let group = join(comm, "node-of-the-test", prepared, limit)?;
+    let group = join(comm, "node-of-the-test", prepare(Ok(handles(comm)?)), limit)?;
     Ok(NcclSync::new(group, options))
 }
 

@@ -11,12 +11,12 @@ use trainer::comm::{Communicator, GradientSync as _, HostSync, LocalShards};
 const LIMIT: Duration = Duration::from_secs(30);
 const LEN: usize = 70_001;
 
-fn bits(values: &[f32]) -> Vec<u32> {
+pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|x| x.to_bits()).collect()
 }
 
 /// ((s₀ + s₁) + s₂) + …, by hand.
-fn in_order(len: usize) -> Vec<f32> {
+pub(crate) fn in_order(len: usize) -> Vec<f32> {
     let mut total = shard(0, len);
     for id in 1..SHARDS {
         total.iter_mut().zip(shard(id, len)).for_each(|(sum, x)| *sum += x);
@@ -84,19 +84,26 @@ fn same_bytes_on_every_number_of_ranks() {
     }
 }
 
+/// What two orders of V − 1 additions each differ by at most: 2·(V − 1)·2⁻²⁴·Σ|s|, and a little for the sum of
+/// magnitudes' own.
+pub(crate) fn bound(len: usize) -> Vec<f32> {
+    let mut magnitudes = vec![0.0; len];
+    for id in 0..SHARDS {
+        magnitudes
+            .iter_mut()
+            .zip(shard(id, len))
+            .for_each(|(sum, x): (&mut f32, f32)| *sum += x.abs());
+    }
+    magnitudes.iter().map(|m| 2.0 * 19.0 * f32::EPSILON / 2.0 * m * 1.001).collect()
+}
+
 fn rank_order(comm: &dyn Communicator) -> String {
     let sync = sync(comm, options(SumOrder::Ranks, 1 << 20), LIMIT).unwrap();
     let (sum, exact) = (sum_on_host(comm, &sync, LEN).unwrap(), in_order(LEN));
     let bucketed = sum_in_buckets(comm, &sync, &[LEN]).unwrap();
     assert_eq!(bits(&sum), bits(&bucketed), "the same ranks and lengths give the same bytes");
-    let magnitudes: Vec<f32> = (0..LEN).map(|_| 0.0).collect();
-    let magnitudes = (0..SHARDS).fold(magnitudes, |mut sums, id| {
-        sums.iter_mut().zip(shard(id, LEN)).for_each(|(sum, x)| *sum += x.abs());
-        sums
-    });
-    // Two orders of V − 1 additions each differ by at most 2·(V − 1)·2⁻²⁴·Σ|s|, and a little for the sum of magnitudes' own.
-    let bound = |i: usize| 2.0 * 19.0 * f32::EPSILON / 2.0 * magnitudes[i] * 1.001;
-    assert!((0..LEN).all(|i| (sum[i] - exact[i]).abs() <= bound(i)));
+    let bound = bound(LEN);
+    assert!((0..LEN).all(|i| (sum[i] - exact[i]).abs() <= bound[i]));
     sync.close().unwrap();
     let differ = bits(&sum).iter().zip(bits(&exact)).filter(|(a, b)| **a != *b).count();
     format!("{differ} differ")

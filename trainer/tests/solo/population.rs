@@ -8,6 +8,7 @@ use trainer::comm::{Communicator, HostSync, Threads};
 use trainer::prompt::Example;
 use trainer::stage::individual::End;
 use trainer::stage::population::{PopulationStep, Task, run};
+use trainer::stage::sums::ByHost;
 
 const SHARDS: u32 = 8;
 
@@ -48,13 +49,14 @@ fn train(
         let (mut steps, halt) = (Vec::new(), AtomicBool::new(false));
         let (end, params) = threads(s.threads).install(|| {
             let mut engine = world.engine(&c);
-            let sync = HostSync::new(SHARDS);
+            let mut sums = ByHost::new(HostSync::new(SHARDS));
             let mut watch = |step: PopulationStep| {
                 steps.push((step.loss.to_bits(), step.grad_norm.to_bits()));
                 stop(comm.rank(), step, &halt);
             };
             let task = task(world, &all, s.seed);
-            let ended = run(&mut engine, RULES, (comm, &sync), &task, &mut watch, &halt).unwrap();
+            let ended =
+                run(&mut engine, RULES, (comm, &mut sums), &task, &mut watch, &halt).unwrap();
             assert_eq!(engine.slabs.num_free(), c.slots as usize, "a slot was not given back");
             ended
         });

@@ -8,6 +8,6 @@ mod join;
 mod placement;
 mod sync;
 
-pub use join::{join, unanimous};
+pub use join::{join, prepare, unanimous};
 pub use placement::{Machine, Seat, local_ranks, seats};
 pub use sync::{Agreement, Bucket, DeviceSync, NcclOptions, NcclSync, SumOrder};

@@ -1,8 +1,8 @@
 //! The gradient sum of the population stage where the gradients are: on the GPUs.
 //!
-//! In buckets, so that the sum of the last layers' gradients can run while the backward of earlier layers still does:
-//! `begin(bucket)` as soon as a bucket's gradients are enqueued, `finish` once before the optimiser. The stage as it is
-//! today begins one bucket, all of it.
+//! In buckets, so that the sum of the last blocks' gradients runs while the backward of earlier blocks still does:
+//! `begin(bucket)` as soon as a bucket's gradients are enqueued, `finish` once before the optimiser. The population stage
+//! does so.
 
 use super::super::sync::{Layout, layout};
 use super::super::{Communicator, Error, GradientSync, HostSync, LocalShards, Op, Result};
@@ -79,6 +79,14 @@ pub trait DeviceSync: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// What the device or NCCL says, a rank that does not come in time: the group is then aborted.
     fn finish(&self) -> Result<()>;
+
+    /// Leaves in good order; every rank must.
+    ///
+    /// # Errors
+    /// What the device or NCCL says.
+    fn close(self) -> Result<()>
+    where
+        Self: Sized;
 }
 
 /// Memory of a lane, given back when dropped; the group that used it must be idle or aborted by then.
@@ -225,6 +233,10 @@ impl DeviceSync for NcclSync {
     fn finish(&self) -> Result<()> {
         self.group.lane().lead()?;
         Ok(self.group.wait("gradient sum")?)
+    }
+
+    fn close(self) -> Result<()> {
+        Self::close(self)
     }
 }
 
