@@ -38,7 +38,7 @@ pub(crate) enum Command {
     /// and the others go on (exit code 5).
     Study(RunArgs),
     /// What a run would take: users, tokens, steps, memory, time; starts nothing.
-    Plan(RunArgs),
+    Plan(PlanArgs),
     /// Checks data, describes it, converts it.
     Prepare(Box<PrepareArgs>),
     /// Writes adapters as PEFT folders.
@@ -87,6 +87,20 @@ pub(crate) struct RunArgs {
     /// Reads and checks everything, prints the plan, starts nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// Of a plan: bytes of the GPU it is for.
+    #[arg(skip)]
+    pub(crate) gpu: Option<usize>,
+}
+
+/// A run by its config, and the GPU it is to run on.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+    /// Plans for a GPU that need not be here: a100-40, a100-80, h100, h200, or its memory in 10^9 bytes. Of a config with
+    /// engine.device = "cuda".
+    #[arg(long, value_name = "NAME|GB", value_parser = crate::plan::room::named)]
+    pub(crate) gpu: Option<usize>,
 }
 
 /// A run by its config, or prediction files; one of the two.
@@ -165,7 +179,7 @@ impl EvaluateArgs {
         let config = self.config.clone()?;
         let (sets, print_config, dry_run) = (self.sets.clone(), self.print_config, self.dry_run);
         let variants = self.variants.clone();
-        Some(RunArgs { config, variants, sets, print_config, dry_run })
+        Some(RunArgs { config, variants, sets, print_config, dry_run, gpu: None })
     }
 }
 

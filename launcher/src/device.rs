@@ -34,6 +34,14 @@ macro_rules! on {
 pub(crate) use on;
 
 impl Device {
+    /// Bytes that are free on a GPU now; none for processors.
+    pub(crate) fn free(&self) -> anyhow::Result<Option<usize>> {
+        match self {
+            Self::Cpu => Ok(None),
+            Self::Cuda(gpu) => Ok(Some(gpu.device().memory_info()?.0)),
+        }
+    }
+
     /// The device that `engine.device` asks for; every rank must call it, since ranks of a machine share out its GPUs.
     pub(crate) fn open(
         place: DeviceKind,

@@ -11,6 +11,7 @@ mod env;
 mod evaluate_files;
 mod exit;
 mod forget;
+mod ground;
 mod labels;
 mod pituning;
 mod plan;
@@ -25,7 +26,7 @@ mod watch;
 mod world;
 
 use clap::{CommandFactory, Parser};
-use cli::{Cli, Command};
+use cli::{Cli, Command, RunArgs};
 use env::Env;
 use exit::Exit;
 use run::{Until, run};
@@ -83,9 +84,9 @@ fn dispatch(command: Command, env: &Env, comm: &dyn Communicator) -> anyhow::Res
         Command::Distill(args) => run(&args, Until::Distill, env, comm),
         Command::Individual(args) => run(&args, Until::Individual, env, comm),
         Command::Predict(args) => run(&args, Until::Predict, env, comm),
-        Command::Plan(mut args) => {
-            args.dry_run = true;
-            run(&args, Until::Evaluate, env, comm)
+        Command::Plan(args) => {
+            let of_run = RunArgs { dry_run: true, gpu: args.gpu, ..args.run };
+            run(&of_run, Until::Evaluate, env, comm)
         }
         Command::Study(args) => study::run(&args, env, comm),
         Command::Doctor(args) => doctor::run(&args, env, comm),

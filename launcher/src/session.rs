@@ -1,10 +1,12 @@
 //! Everything a run stands on: config, folder, base, tokenizer, data, task. The same on every rank.
 
 use crate::cli::RunArgs;
-use crate::device::{Device, on};
+use crate::device::Device;
 use crate::env::Env;
 use crate::exit::Fails;
+use crate::ground::{Ground, Purpose};
 use crate::labels::Labels;
+use crate::plan::room::Room;
 use crate::shown::{Everybody, Shown};
 use anyhow::Context;
 use serde_json::json;
@@ -37,7 +39,10 @@ const DATA_HINT: &str = "docs/guides/data.md says what every reader expects";
 pub(crate) struct Session {
     pub(crate) config: Config,
     pub(crate) folder: PathBuf,
-    pub(crate) device: Device,
+    purpose: Purpose,
+    ground: Ground,
+    /// How much of its GPU the rank may take; none without one.
+    pub(crate) room: Option<Room>,
     pub(crate) base: MappedBase,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) data: Dataset,
@@ -59,7 +64,7 @@ pub(crate) struct Session {
 /// What a session may take over from the one before it instead of reading it again.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
-    base: Option<(trainer::config::Base, DeviceKind, Device, MappedBase, Tokenizer)>,
+    base: Option<((trainer::config::Base, DeviceKind, Purpose), Ground, MappedBase, Tokenizer)>,
     data: Option<(Source, bool, Dataset)>,
 }
 
@@ -95,27 +100,28 @@ pub(crate) fn document(args: &RunArgs, comm: &dyn Communicator) -> anyhow::Resul
 
 impl Session {
     /// Opens base, tokenizer and data, and checks them against each other.
-    pub(crate) fn open(config: Config, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Self> {
-        Self::open_with(config, env, comm, Loaded::default())
+    pub(crate) fn open(
+        config: Config,
+        purpose: Purpose,
+        env: &Env,
+        comm: &dyn Communicator,
+    ) -> anyhow::Result<Self> {
+        Self::open_with((config, purpose), env, comm, Loaded::default())
     }
 
     /// [`Self::open`] that keeps of `loaded` what this config names too.
     pub(crate) fn open_with(
-        config: Config,
+        (config, purpose): (Config, Purpose),
         env: &Env,
         comm: &dyn Communicator,
         loaded: Loaded,
     ) -> anyhow::Result<Self> {
-        let place = config.engine.device;
-        let before = loaded.base.filter(|(base, at, ..)| (base, *at) == (&config.base, place));
-        let (device, base, tokenizer) = match before {
-            Some((.., device, base, tokenizer)) => (device, base, tokenizer),
-            None => {
-                let device = Device::open(place, env, comm)?;
-                let (base, tokenizer) = base_of(&config, &device, env)?;
-                (device, base, tokenizer)
-            }
+        let of = (config.base.clone(), config.engine.device, purpose);
+        let (ground, base, tokenizer) = match loaded.base.filter(|(before, ..)| *before == of) {
+            Some((_, ground, base, tokenizer)) => (ground, base, tokenizer),
+            None => Ground::open(&config, purpose, env, comm)?,
         };
+        let room = ground.room(&config.engine, purpose, (env, comm))?;
         let (source, strict) = (crate::source::of(&config)?, config.data.strict);
         let data = match loaded.data.filter(|(s, on, _)| *s == source && *on == strict) {
             Some((.., data)) => data,
@@ -148,7 +154,9 @@ impl Session {
         let folder = config.run.out_dir.clone();
         let session = Self {
             folder,
-            device,
+            purpose,
+            ground,
+            room,
             base,
             tokenizer,
             data,
@@ -171,16 +179,19 @@ impl Session {
     /// What the next session may take over.
     pub(crate) fn into_loaded(self) -> Loaded {
         let source = crate::source::of(&self.config).ok();
+        let of = (self.config.base, self.config.engine.device, self.purpose);
         Loaded {
             data: source.map(|source| (source, self.config.data.strict, self.data)),
-            base: Some((
-                self.config.base,
-                self.config.engine.device,
-                self.device,
-                self.base,
-                self.tokenizer,
-            )),
+            base: Some((of, self.ground, self.base, self.tokenizer)),
         }
+    }
+
+    /// What computes.
+    ///
+    /// # Errors
+    /// In a plan for a GPU.
+    pub(crate) fn device(&self) -> anyhow::Result<&Device> {
+        self.ground.device()
     }
 
     /// The first user who cannot be trained or asked as written is an error.
@@ -363,17 +374,6 @@ fn adapters(config: &Config, base: &BaseSpec) -> anyhow::Result<(Vec<AdapterSpec
     Ok((adapters, lists))
 }
 
-/// Base and tokenizer. The ranks of a node take turns: the first converts, the others find the file.
-fn base_of(config: &Config, device: &Device, env: &Env) -> anyhow::Result<(MappedBase, Tokenizer)> {
-    let cache = config.base.cache_dir.clone().unwrap_or_else(|| env.cache.join("prepared"));
-    let hint = "scripts/setup fetches the model the shipped configs use";
-    let source = trainer::model::weights::open(&config.base.path).input(hint)?;
-    let base =
-        on!(*device, backend => MappedBase::load(&backend, source.as_ref(), &cache)).input(hint)?;
-    let tokenizer = Tokenizer::open(&config.base.path, base.spec()).input(hint)?;
-    Ok((base, tokenizer))
-}
-
 /// Where data lies; its bytes are hashed apart.
 const DATA_FILES: &[&str] = &[
     "path",
@@ -391,7 +391,17 @@ fn remove_placement(config: &mut serde_json::Value) {
         ("run", &["name", "out_dir"][..]),
         ("base", &["path", "cache_dir"]),
         ("data", DATA_FILES),
-        ("engine", &["memory_gb", "users_in_flight", "pack_tokens", "threads", "recompute"]),
+        (
+            "engine",
+            &[
+                "memory_gb",
+                "gpu_memory_gb",
+                "users_in_flight",
+                "pack_tokens",
+                "threads",
+                "recompute",
+            ],
+        ),
         ("predict", &["batch_queries"]),
     ] {
         if let Some(table) = config.get_mut(section).and_then(serde_json::Value::as_object_mut) {

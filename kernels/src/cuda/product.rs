@@ -18,11 +18,11 @@ use std::ffi::c_void;
 use std::sync::{Mutex, PoisonError};
 
 /// Rows of an invariant product's calls: a multiple of this.
-const BUCKET: usize = 128;
+const BUCKET: usize = Product::BUCKET;
 /// Rows for which an invariant product's algorithm is picked.
 const TYPICAL_ROWS: usize = 2048;
-/// Bytes the library may use while it runs; NVIDIA's recommendation for Hopper.
-const WORKSPACE: usize = 32 << 20;
+/// Bytes the library may use while it runs.
+const WORKSPACE: usize = Product::LIBRARY_BYTES;
 /// Alignment beyond which the library gains nothing.
 const ALIGNMENT: u32 = 16;
 /// Remembered algorithms, after which all are forgotten: packs of ever new sizes must not fill the memory.
@@ -106,8 +106,8 @@ impl Products {
         algorithm: &sys::cublasLtMatmulAlgo_t,
     ) -> Result<()> {
         let rows = p.m - first;
-        let (a_stride, out_stride) = (p.k.next_multiple_of(8), p.n.next_multiple_of(8));
-        let (a_bytes, out_bytes) = (2 * a_stride, p.out.element.size() * out_stride);
+        let [a_bytes, out_bytes] = p.padded_rows();
+        let (a_stride, out_stride) = (a_bytes / 2, out_bytes / p.out.element.size());
         let a_row = Pitch { address: p.a.address, bytes: 2 * p.a.stride }.row(first);
         let size = p.out.element.size();
         let out_row = Pitch { address: p.out.address, bytes: size * p.out.stride }.row(first);

@@ -15,6 +15,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 
 mod buf;
+pub mod dry;
 mod launch;
 mod product;
 pub mod record;

@@ -64,3 +64,22 @@ impl OutputType {
         }
     }
 }
+
+impl Product {
+    /// Bytes that the library may use while it runs; NVIDIA's recommendation for Hopper.
+    pub const LIBRARY_BYTES: usize = 32 << 20;
+    /// Rows of an invariant product's calls of the library: a multiple of this; the last rows go through padded copies
+    /// of so many.
+    pub const BUCKET: usize = 128;
+
+    /// Bytes of a row of the padded copies of `A` and of the result.
+    pub fn padded_rows(&self) -> [usize; 2] {
+        [2 * self.k.next_multiple_of(8), self.out.element.size() * self.n.next_multiple_of(8)]
+    }
+
+    /// Bytes of both padded copies; none for a product that does without.
+    pub fn padding(&self) -> Option<[usize; 2]> {
+        let padded = self.invariant && !self.m.is_multiple_of(Self::BUCKET);
+        padded.then(|| self.padded_rows().map(|bytes| Self::BUCKET * bytes))
+    }
+}

@@ -2,8 +2,7 @@
 
 use super::Run;
 use crate::device::on;
-use crate::exit::Fails;
-use crate::plan::{Bounds, choose};
+use crate::plan::{Bounds, fit};
 use crate::watch::Progress;
 use kernels::Ops;
 use std::collections::BTreeMap;
@@ -45,7 +44,7 @@ pub(super) fn run(run: &Run<'_>, base: &MappedBase) -> anyhow::Result<End> {
     if everyone == 0 {
         return Ok(End::Complete);
     }
-    let end = on!(run.session.device, backend => {
+    let end = on!(*run.session.device()?, backend => {
         tune(run, &run.network(backend, base)?, (base.hash().to_string(), &mine))
     })?;
     run.events.emit(Event::StageFinished {
@@ -65,8 +64,9 @@ fn tune<B: Ops>(
     (base_hash, mine): (String, &[usize]),
 ) -> anyhow::Result<End> {
     let (session, users) = (run.session, mine.len());
-    let sizes = choose(net, Bounds::of(session, users))
-        .input("raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens")?;
+    let bounds = Bounds::of(session, users);
+    let hint = "raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens";
+    let sizes = fit(session, net, (&session.lists, bounds), hint)?;
     let mut engine =
         Engine::new(net, &session.lists, sizes.step, (sizes.slots, session.adapter_params()))?;
     let writer = Writer::open(&run.path("store"), u32::try_from(run.comm.rank())?)?;

@@ -6,8 +6,8 @@
 mod evaluate;
 mod individual;
 mod lamp_form;
-mod population;
-mod predict;
+pub(crate) mod population;
+pub(crate) mod predict;
 mod profiles;
 
 pub(crate) use evaluate::FILES as TABLES;
@@ -16,6 +16,7 @@ pub(crate) use profiles::FILE as PROFILES;
 use crate::cli::RunArgs;
 use crate::env::Env;
 use crate::exit::{Exit, Fails};
+use crate::ground::Purpose;
 use crate::session::{self, Session};
 use crate::study::Cache;
 use crate::watch::{print, say};
@@ -91,6 +92,10 @@ pub(crate) fn run(
 ) -> anyhow::Result<Exit> {
     let document = session::document(args, comm)?;
     if document.method().input("run.method is pituning, or not there")?.is_some() {
+        if args.gpu.is_some() {
+            return Err(anyhow::anyhow!("--gpu: event models are planned for CPUs alone"))
+                .input("leave --gpu out");
+        }
         return crate::pituning::run(&document, args, until, (env, comm));
     }
     if until == Until::Distill {
@@ -105,7 +110,9 @@ pub(crate) fn run(
         return Ok(Exit::Done);
     }
     crate::threads(config.engine.threads, env)?;
-    let session = Session::open(config, env, comm)?;
+    let gpu = args.gpu;
+    let purpose = if args.dry_run { Purpose::Plan { gpu } } else { Purpose::Run };
+    let session = Session::open(config, purpose, env, comm)?;
     if args.dry_run {
         return crate::plan::print_plan(&session, comm);
     }
@@ -122,6 +129,7 @@ pub(crate) fn of_session(
     (stop, shared): (&AtomicBool, Option<&Cache>),
 ) -> anyhow::Result<Exit> {
     let started = Instant::now();
+    crate::plan::check(session, until, comm)?;
     prepare_folder(session, env, comm)?;
     let events = JsonlSink::open(&session.folder.join("events"), comm.rank())?;
     let run = Run { session, comm, events: &events, stop, shared };

@@ -3,12 +3,14 @@
 use super::Run;
 use crate::device::on;
 use crate::exit::Fails;
-use crate::plan::{Bounds, choose};
+use crate::plan::{Bounds, fit};
+use crate::session::Session;
 use crate::sums::{Adds, explained};
 use crate::watch::Progress;
 use anyhow::Context;
 use std::path::Path;
 use std::time::Instant;
+use trainer::comm::Communicator;
 use trainer::ids::{UserId, UserKey};
 use trainer::lora::{AdapterSpec, Merge, SiteList, SiteLists, Target};
 use trainer::model::cache::MappedBase;
@@ -32,12 +34,7 @@ pub(super) fn run(run: &Run<'_>) -> anyhow::Result<Option<MappedBase>> {
     }
     let (folder, overlay) = (run.path("population"), run.path("population/merged.myriad"));
     if !overlay.exists() {
-        let recipe = &session.config.population.training;
-        let targets = Target::parse_all(&recipe.targets)
-            .input("targets are q, k, v, o, gate, up, down, or GPT-2's")?;
-        let sites = SiteList::of_base(session.base.spec(), &targets)
-            .input("choose targets the base has")?;
-        let lora = trainer::stage::recipe::adapter(recipe, &targets);
+        let (sites, lora) = adapter(session)?;
         let key = UserId::new(TASK).key();
         let store = folder.join("store");
         let done = store.exists() && Store::open(&store)?.done().contains_key(&key);
@@ -129,7 +126,7 @@ fn trained(
         seed: session.config.run.seed,
         num_shards: config.virtual_shards,
     };
-    let trained = on!(session.device, backend => {
+    let trained = on!(*session.device()?, backend => {
         train_on(run, &run.network(backend, &session.base)?, (sites, &task))
     })?;
     run.events.emit(Event::StageFinished {
@@ -139,17 +136,25 @@ fn trained(
     Ok(trained)
 }
 
-/// Parameters of the task adapter, trained on the backend of `net`; `None` when stopped.
-fn train_on<B: Adds>(
-    run: &Run<'_>,
-    net: &Network<B>,
-    (sites, task): (&SiteList, &Task<'_>),
-) -> anyhow::Result<Option<Vec<f32>>> {
-    let (session, config) = (run.session, &run.session.config.population);
-    let (base, lora) = (&session.base, &task.lora);
-    let lists = SiteLists::of_targets(base.spec(), [lora.targets.as_slice()])?;
-    let shards =
-        trainer::comm::shards_of(run.comm.rank(), run.comm.size(), config.virtual_shards).len();
+/// The task adapter and its sites.
+pub(crate) fn adapter(session: &Session) -> anyhow::Result<(SiteList, AdapterSpec)> {
+    let recipe = &session.config.population.training;
+    let targets = Target::parse_all(&recipe.targets)
+        .input("targets are q, k, v, o, gate, up, down, or GPT-2's")?;
+    let sites =
+        SiteList::of_base(session.base.spec(), &targets).input("choose targets the base has")?;
+    Ok((sites, trainer::stage::recipe::adapter(recipe, &targets)))
+}
+
+/// What bounds its training on this rank.
+pub(crate) fn bounds(
+    session: &Session,
+    (sites, lora): (&SiteList, &AdapterSpec),
+    comm: &dyn Communicator,
+) -> anyhow::Result<(SiteLists, Bounds)> {
+    let lists = SiteLists::of_targets(session.base.spec(), [lora.targets.as_slice()])?;
+    let num_shards = session.config.population.virtual_shards;
+    let shards = trainer::comm::shards_of(comm.rank(), comm.size(), num_shards).len();
     let bounds = Bounds {
         slots: shards + 1,
         users: shards + 1,
@@ -157,7 +162,19 @@ fn train_on<B: Adds>(
         layouts: 1,
         ..Bounds::of(session, shards + 1)
     };
-    let sizes = choose(net, bounds).input("raise engine.memory_gb, or lower engine.pack_tokens")?;
+    Ok((lists, bounds))
+}
+
+/// Parameters of the task adapter, trained on the backend of `net`; `None` when stopped.
+fn train_on<B: Adds>(
+    run: &Run<'_>,
+    net: &Network<B>,
+    (sites, task): (&SiteList, &Task<'_>),
+) -> anyhow::Result<Option<Vec<f32>>> {
+    let (session, config) = (run.session, &run.session.config.population);
+    let (lists, bounds) = bounds(session, (sites, &task.lora), run.comm)?;
+    let hint = "raise engine.memory_gb, or lower engine.pack_tokens";
+    let sizes = fit(session, net, (&lists, bounds), hint)?;
     let mut engine = Engine::new(net, &lists, sizes.step, (sizes.slots, bounds.adapter_params))?;
     // After the engine, so dropped before it: on an error it may still be at work on the engine's memory.
     let place = session.config.engine.gradient_sum;
@@ -213,7 +230,7 @@ fn write_overlay(run: &Run<'_>, store: &Path, key: UserKey, overlay: &Path) -> a
     let adapter = Store::open(store)?.get(&key)?;
     let base = &run.session.base;
     let changes = Merge::new(base.spec(), &adapter.sites, &adapter.spec, &adapter.params)?;
-    on!(run.session.device, backend => merge(&backend, base, changes.deltas(), overlay))
+    on!(*run.session.device()?, backend => merge(&backend, base, changes.deltas(), overlay))
         .context("merging the task adapter")?;
     Ok(())
 }

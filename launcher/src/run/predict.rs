@@ -4,6 +4,7 @@ use super::Run;
 use crate::device::on;
 use crate::exit::Fails;
 use crate::labels::Labels;
+use crate::session::Session;
 use crate::shown::Shown;
 use crate::watch::Progress;
 use anyhow::Context;
@@ -28,7 +29,7 @@ use trainer::store::{Adapter, Store, write_atomic};
 /// Rows of a prediction pack.
 const PACK_ROWS: usize = 2048;
 /// Users answered between two looks at the clock and the stop flag.
-const GROUP: usize = 16;
+pub(crate) const GROUP: usize = 16;
 /// Queries of such a group, so that a stop is seen in seconds.
 const GROUP_QUERIES: usize = 64;
 
@@ -59,7 +60,7 @@ pub(super) fn arm(run: &Run<'_>, arm: Arm, base: &MappedBase) -> anyhow::Result<
         _ => BTreeMap::new(),
     };
     let adapters = (store.as_ref(), &lender);
-    let lines = on!(run.session.device, backend => {
+    let lines = on!(*run.session.device()?, backend => {
         ask(run, arm, &run.network(backend, base)?, (&users, adapters))
     })?;
     // A rank that was stopped after its last group has stopped too: all ranks leave the same way.
@@ -190,6 +191,14 @@ fn gather(run: &Run<'_>, path: &std::path::Path, lines: &[String]) -> anyhow::Re
     Ok(())
 }
 
+/// Rows of a pack and of the cache of keys and values.
+pub(crate) fn rows(session: &Session) -> (usize, usize) {
+    let labels = session.labels.as_ref();
+    let rows = PACK_ROWS.max(session.rules.chunk_rows) + labels.map_or(0, Labels::rows);
+    let written = session.config.predict.batch_queries * session.max_new_tokens();
+    (rows, if labels.is_some() { 0 } else { rows + written })
+}
+
 /// What asks the network.
 struct Answerer<'a, B: Ops> {
     run: &'a Run<'a>,
@@ -211,16 +220,10 @@ impl<'a, B: Ops> Answerer<'a, B> {
             max_new_tokens: u32::try_from(session.max_new_tokens())?,
             seed: session.config.run.seed,
         };
-        let rows = PACK_ROWS.max(session.rules.chunk_rows) + labels.map_or(0, Labels::rows);
-        let cache = if labels.is_some() {
-            0
-        } else {
-            rows + predict.batch_queries * session.max_new_tokens()
-        };
         let adapters = if arm.adapted() { u32::try_from(GROUP)? } else { 0 };
         Ok(Self {
             run,
-            oracle: Oracle::new(net, (rows, cache), adapters, session.rules)?,
+            oracle: Oracle::new(net, rows(session), adapters, session.rules)?,
             labels,
             sampling,
         })

@@ -76,7 +76,7 @@ pub(super) fn run(run: &Run<'_>) -> anyhow::Result<End> {
 
 /// Writes the file of all users' texts; stopped, it leaves none.
 fn write_all(run: &Run<'_>, path: &Path) -> anyhow::Result<End> {
-    let written = on!(run.session.device, backend => {
+    let written = on!(*run.session.device()?, backend => {
         write(run, &run.network(backend, &run.session.base)?)
     })?;
     let stopped = u64::from(written.is_none());

@@ -16,6 +16,7 @@ pub(crate) use cache::Cache;
 use crate::cli::RunArgs;
 use crate::env::Env;
 use crate::exit::{self, Exit, Fails};
+use crate::ground::Purpose;
 use crate::run::{Until, of_session, stop_flag};
 use crate::session::{self, Loaded, Session};
 use crate::watch::{print, say};
@@ -148,7 +149,8 @@ fn all(study: &Study, course: &Course<'_>) -> anyhow::Result<Option<Vec<End>>> {
 /// One cell, and what the next one may take over.
 fn one(cell: &Cell, course: &Course<'_>, loaded: Loaded) -> (anyhow::Result<Option<End>>, Loaded) {
     let (env, comm) = (course.env, course.comm);
-    let session = match Session::open_with(cell.config.clone(), env, comm, loaded) {
+    let config = (cell.config.clone(), Purpose::Run);
+    let session = match Session::open_with(config, env, comm, loaded) {
         Ok(session) => session,
         Err(error) => return (Err(error), Loaded::default()),
     };
@@ -271,7 +273,8 @@ fn plan(study: &Study, env: &Env, comm: &dyn Communicator) -> anyhow::Result<Exi
             continue;
         }
         runs += 1;
-        let session = Session::open_with(cell.config.clone(), env, comm, loaded);
+        let config = (cell.config.clone(), Purpose::Plan { gpu: None });
+        let session = Session::open_with(config, env, comm, loaded);
         let session = named(cell, session)?;
         named(cell, crate::plan::print_plan(&session, comm))?;
         loaded = session.into_loaded();

@@ -353,6 +353,13 @@ pub(super) const ENGINE: &[Key] = &[
         Placement,
         "memory of a rank, in 10^9 bytes",
     ),
+    key(
+        "gpu_memory_gb",
+        Kind::Float(0.0, 1e6),
+        Is("0.0"),
+        Placement,
+        "memory of its GPU that a rank may take, in 10^9 bytes; 0 is what is free",
+    ),
     key("users_in_flight", FROM_ZERO, Is("0"), Placement, "users trained at once; 0 is automatic"),
     key("pack_tokens", FROM_ZERO, Is("0"), Placement, "tokens of a packed batch; 0 is automatic"),
     key("threads", Kind::Int(0, 65_536), Is("0"), Placement, "threads of a rank; 0 is automatic"),

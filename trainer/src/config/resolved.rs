@@ -355,6 +355,8 @@ pub struct Engine {
     pub gradient_sum: GradientSum,
     /// Memory of a rank in 10⁹ bytes.
     pub memory_gb: f64,
+    /// Memory of its GPU that a rank may take in 10⁹ bytes; 0 is what is free.
+    pub gpu_memory_gb: f64,
     /// Users trained at once; 0 is automatic.
     pub users_in_flight: usize,
     /// Tokens of a packed batch; 0 is automatic.

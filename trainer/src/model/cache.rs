@@ -26,8 +26,10 @@ use std::sync::Arc;
 pub struct MappedBase {
     spec: BaseSpec,
     hash: BaseHash,
-    /// The base, then overlays; the last one that has a tensor wins.
+    /// The base, then overlays; the last one that has a tensor wins. None of an outline.
     files: Vec<Arc<CacheFile>>,
+    /// Bytes that the file of an outline will have.
+    outlined_bytes: usize,
 }
 
 impl MappedBase {
@@ -67,7 +69,20 @@ impl MappedBase {
             spec: file.header.spec.clone(),
             hash: file.header.hash,
             files: vec![Arc::new(file)],
+            outlined_bytes: 0,
         })
+    }
+
+    /// What `spec` will be once it is converted for the backend, for plans: it has sizes and no numbers; whoever asks it
+    /// for a tensor is told that there is none.
+    pub fn outline<B: Linear>(backend: &B, spec: &BaseSpec) -> Self {
+        let header = header(backend, spec).1;
+        Self {
+            spec: spec.clone(),
+            hash: header.hash,
+            files: Vec::new(),
+            outlined_bytes: header.data_len() * size_of::<f32>(),
+        }
     }
 
     /// The same base with the tensors of an overlay in place of its own.
@@ -83,7 +98,7 @@ impl MappedBase {
         expect(path, "same specification", true, ours == theirs)?;
         let hash = file.header.hash;
         let files = self.files.iter().cloned().chain([Arc::new(file)]).collect();
-        Ok(Self { spec: self.spec.clone(), hash, files })
+        Ok(Self { spec: self.spec.clone(), hash, files, outlined_bytes: 0 })
     }
 
     /// What the base is.
@@ -103,12 +118,13 @@ impl MappedBase {
 
     /// Bytes of the mapped files; ranks of one node share them.
     pub fn mapped_bytes(&self) -> usize {
-        self.files.iter().map(|f| size_of_val((*f.floats).as_ref())).sum()
+        let mapped = self.files.iter().map(|f| size_of_val((*f.floats).as_ref()));
+        mapped.sum::<usize>() + self.outlined_bytes
     }
 
-    /// Name of the prepared form the files hold.
+    /// Name of the prepared form the files hold; empty for an outline, which holds none.
     pub fn form(&self) -> &str {
-        &self.files[0].header.form
+        self.files.first().map_or("", |file| &file.header.form)
     }
 
     /// A product's weight, for example `layers.3.q.weight` or `head`; `embedding` and `head` are one when tied.
@@ -165,7 +181,8 @@ impl MappedBase {
     /// # Errors
     /// As [`MappedBase::weight`].
     pub fn recompute_hash<B: Linear>(&self, backend: &B) -> Result<BaseHash> {
-        let bare = Self { files: self.files[..1].to_vec(), ..self.clone() };
+        let files = self.files.iter().take(1).cloned().collect();
+        let bare = Self { files, ..self.clone() };
         let mut hasher = CanonicalHasher::base(&bare.spec);
         for tensor in bare.spec.tensors() {
             hasher.add(&tensor, &bare.canonical(backend, &tensor.name)?);
@@ -268,9 +285,8 @@ fn sweep(folder: &Path) {
     }
 }
 
-fn convert<B: Linear>(backend: &B, source: &dyn WeightSource, folder: &Path) -> Result<PathBuf> {
-    let spec = source.spec();
-    let form = backend.prepared_form();
+/// The tensors of a base with their stored lengths, and the header of their file.
+fn header<B: Linear>(backend: &B, spec: &BaseSpec) -> (Vec<(TensorSpec, usize)>, Header) {
     let table: Vec<(TensorSpec, usize)> = spec
         .tensors()
         .into_iter()
@@ -279,7 +295,13 @@ fn convert<B: Linear>(backend: &B, source: &dyn WeightSource, folder: &Path) -> 
             (t, len)
         })
         .collect();
-    let header = Header::plan(Role::Base, None, form, spec, &table);
+    let header = Header::plan(Role::Base, None, backend.prepared_form(), spec, &table);
+    (table, header)
+}
+
+fn convert<B: Linear>(backend: &B, source: &dyn WeightSource, folder: &Path) -> Result<PathBuf> {
+    let (spec, form) = (source.spec(), backend.prepared_form());
+    let (table, header) = header(backend, spec);
     let mut writer = Writer::create(&folder.join("base"), header)?;
     let mut hasher = CanonicalHasher::base(spec);
     let mut scratch = Vec::new();

@@ -193,6 +193,11 @@ impl Header {
             tensors,
         }
     }
+
+    /// Elements that the file holds, gaps included.
+    pub(crate) fn data_len(&self) -> usize {
+        self.tensors.last().map_or(0, |last| last.offset + last.len)
+    }
 }
 
 /// Writes one file: every planned tensor in order, then [`Writer::finish`].

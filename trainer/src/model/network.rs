@@ -3,12 +3,13 @@
 use super::activations::{Plan, StepSize};
 use super::cache::MappedBase;
 use super::pass::Adapters;
-use super::spec::{BaseSpec, Family, Norm, layer_tensor};
+use super::spec::{self, BaseSpec, Family, Norm, layer_tensor};
 use super::{Error, Result};
 use kernels::activation::Kind;
 use kernels::attention::Heads;
 use kernels::linear::Linear;
 use kernels::{Backend, Ops, norm};
+use std::collections::BTreeMap;
 
 /// A frozen product with its bias.
 #[derive(Debug)]
@@ -109,13 +110,30 @@ impl<B: Ops> Network<B> {
     /// # Errors
     /// When a weight is missing, or more positions are asked for than the base has.
     pub fn new(backend: B, base: &MappedBase, max_positions: usize) -> Result<Self> {
-        let spec = base.spec().clone();
+        Self::of(backend, (base.spec(), Numbers::Mapped(base)), max_positions)
+    }
+
+    /// The same memory without the numbers, which are zeros: for plans, before there are prepared weights.
+    ///
+    /// # Errors
+    /// As [`Network::new`].
+    pub fn outline(backend: B, spec: &BaseSpec, max_positions: usize) -> Result<Self> {
+        let kinds = spec.tensors().into_iter().map(|t| (t.name, t.kind)).collect();
+        Self::of(backend, (spec, Numbers::Zeros(kinds)), max_positions)
+    }
+
+    fn of(
+        backend: B,
+        (spec, numbers): (&BaseSpec, Numbers<'_>),
+        max_positions: usize,
+    ) -> Result<Self> {
+        let spec = spec.clone();
         if max_positions > spec.max_positions {
             let what =
                 format!("{max_positions} positions asked for, the base has {}", spec.max_positions);
             return Err(Error::Batch { what });
         }
-        let load = Loader { backend: &backend, base, spec: &spec };
+        let load = Loader { backend: &backend, numbers, spec: &spec };
         let blocks = (0..spec.layers).map(|l| load.block(l)).collect::<Result<Vec<_>>>()?;
         let rope = if spec.rope.is_some() {
             let table = kernels::rope::table(&spec.rope_frequencies(), max_positions);
@@ -181,22 +199,47 @@ impl<B: Ops> Network<B> {
     }
 }
 
+/// Where a network's numbers come from.
+enum Numbers<'a> {
+    Mapped(&'a MappedBase),
+    /// From nowhere: the tensors' forms by name.
+    Zeros(BTreeMap<String, spec::Kind>),
+}
+
 struct Loader<'a, B> {
     backend: &'a B,
-    base: &'a MappedBase,
+    numbers: Numbers<'a>,
     spec: &'a BaseSpec,
 }
 
 impl<B: Ops> Loader<'_, B> {
     fn weight(&self, name: &str) -> Result<B::Weight> {
-        self.base.weight(self.backend, name)
+        let kinds = match &self.numbers {
+            Numbers::Mapped(base) => return base.weight(self.backend, name),
+            Numbers::Zeros(kinds) => kinds,
+        };
+        match kinds.get(name) {
+            Some(spec::Kind::Matrix { shape, .. }) => Ok(self.backend.trainable(*shape)?),
+            _ => Err(Error::NoSuchTensor { name: name.to_owned(), kind: "weight" }),
+        }
     }
 
     fn vector(&self, name: &str) -> Result<B::Buf<f32>> {
-        let data = self.base.vector(name)?;
-        let mut buf = self.backend.alloc(data.len())?;
-        self.backend.write(&mut buf, 0, data)?;
-        Ok(buf)
+        let kinds = match &self.numbers {
+            Numbers::Mapped(base) => {
+                let data = base.vector(name)?;
+                let mut buf = self.backend.alloc(data.len())?;
+                self.backend.write(&mut buf, 0, data)?;
+                return Ok(buf);
+            }
+            Numbers::Zeros(kinds) => kinds,
+        };
+        match kinds.get(name) {
+            Some(kind @ (spec::Kind::Vector { .. } | spec::Kind::Table { .. })) => {
+                Ok(self.backend.alloc(kind.len())?)
+            }
+            _ => Err(Error::NoSuchTensor { name: name.to_owned(), kind: "vector" }),
+        }
     }
 
     fn norm(&self, name: &str) -> Result<NormWeights<B>> {

@@ -35,12 +35,17 @@ impl<B: Ops> Stepper<B> {
         })
     }
 
-    /// Bytes of [`Stepper::new`] for adapters of `num_layouts` layouts.
+    /// Bytes of [`Stepper::new`] for adapters of `num_layouts` layouts, of which [`Stepper::host_bytes`] are the host's on
+    /// every backend.
     pub fn bytes(net: &Network<B>, size: StepSize, num_layouts: usize) -> usize {
-        let host = size.rows * size_of::<f32>();
         DeviceBatch::<B>::bytes(size.rows, num_layouts)
             + Activations::<B>::bytes(net.backend(), net.spec(), net.plan(size))
-            + host
+            + Self::host_bytes(size)
+    }
+
+    /// Bytes of the losses, which a step reads back.
+    pub fn host_bytes(size: StepSize) -> usize {
+        size.rows * size_of::<f32>()
     }
 
     /// Rows a pack may have.

@@ -2,11 +2,13 @@
 //!
 //! [`population`] trains the task adapter on the other users, [`individual`] everybody's own adapter,
 //! [`predict`] answers queries; [`whole`] trains every parameter of an event model. [`engine`] holds the device
-//! side ([`events`] where an event model is what trains), [`trainee`] one user's way.
+//! side ([`events`] where an event model is what trains), [`trainee`] one user's way, [`forecast`] says what a GPU
+//! needs for it.
 
 mod buckets;
 pub mod engine;
 pub mod events;
+pub mod forecast;
 pub mod foresee;
 mod hidden;
 pub mod individual;

@@ -1,16 +1,27 @@
 //! Sizes of a run: rows of a pack, users in flight, stored blocks, from the memory budget; and the
 //! forecast people see before anything starts.
+//!
+//! On processors the budget is `engine.memory_gb` and formulas say what is taken ([`choose`]). On a GPU it is the device's
+//! memory ([`room`]), and what is taken is counted on a device that computes nothing ([`gpu`]).
 
-use crate::device::on;
+mod gpu;
+pub(crate) mod room;
+
 use crate::exit::{Exit, Fails};
+use crate::run::{Until, population, predict};
 use crate::session::Session;
 use crate::watch::print;
-use kernels::Ops;
+use gpu::Choice;
+use kernels::{Cpu, Ops};
+use room::Room;
 use trainer::comm::Communicator;
 use trainer::config::Recompute;
+use trainer::lora::SiteLists;
 use trainer::model::activations::StepSize;
 use trainer::model::network::Network;
+use trainer::model::spec::BaseSpec;
 use trainer::stage::engine::Engine;
+use trainer::stage::forecast::Forecast;
 
 /// Packs need not be larger than this to keep the products at full speed on CPUs.
 const AUTO_PACK_ROWS: usize = 2048;
@@ -85,6 +96,26 @@ pub(crate) fn choose<B: Ops>(net: &Network<B>, bounds: Bounds) -> anyhow::Result
     Ok(Sizes { step, slots: u32::try_from(slots)?, bytes: total })
 }
 
+/// Sizes for a stage of a session's run on the backend of `net`: [`choose`] on processors, with the hint where nothing
+/// fits; on a GPU what its memory holds.
+///
+/// # Errors
+/// When even the smallest plan does not fit, with the numbers.
+pub(crate) fn fit<B: Ops>(
+    session: &Session,
+    net: &Network<B>,
+    (lists, bounds): (&SiteLists, Bounds),
+    hint: &'static str,
+) -> anyhow::Result<Sizes> {
+    match session.room {
+        None => choose(net, bounds).input(hint),
+        Some(room) => {
+            let base = (net.spec(), net.max_positions());
+            Ok(gpu::choose(base, (lists, bounds), room)?.sizes)
+        }
+    }
+}
+
 impl Bounds {
     /// The bounds of a session's individual stage for `users` users of this rank.
     pub(crate) fn of(session: &Session, users: usize) -> Self {
@@ -104,13 +135,17 @@ impl Bounds {
 
 /// Bytes left of the budget once the base is mapped.
 pub(crate) fn budget(session: &Session) -> usize {
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "checked positive by the config"
-    )]
-    let whole = (session.config.engine.memory_gb * 1e9) as usize;
-    whole.saturating_sub(session.base.mapped_bytes())
+    bytes(session.config.engine.memory_gb).saturating_sub(session.base.mapped_bytes())
+}
+
+/// A number of 10^9 bytes.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "checked positive by whoever read it"
+)]
+fn bytes(gigabytes: f64) -> usize {
+    (gigabytes * 1e9) as usize
 }
 
 #[expect(clippy::cast_precision_loss, reason = "for people")]
@@ -144,6 +179,105 @@ fn count(session: &Session) -> anyhow::Result<Work> {
     Ok(work)
 }
 
+/// What the stages of a run take of a GPU.
+struct Needs {
+    individual: Choice,
+    population: Option<Choice>,
+    prediction: Forecast,
+}
+
+/// The base's form and the positions that are used of it.
+fn form(session: &Session) -> (&BaseSpec, usize) {
+    let spec = session.base.spec();
+    (spec, session.config.prompt.max_length.min(spec.max_positions))
+}
+
+fn individual(session: &Session, comm: &dyn Communicator, room: Room) -> anyhow::Result<Choice> {
+    let mine = session.index().personal.len().div_ceil(comm.size());
+    gpu::choose(form(session), (&session.lists, Bounds::of(session, mine)), room)
+}
+
+fn shared(session: &Session, comm: &dyn Communicator, room: Room) -> anyhow::Result<Choice> {
+    let (sites, lora) = population::adapter(session)?;
+    let (lists, bounds) = population::bounds(session, (&sites, &lora), comm)?;
+    gpu::choose(form(session), (&lists, bounds), room)
+}
+
+fn prediction(session: &Session, room: Room) -> anyhow::Result<Forecast> {
+    let adapted = session.config.run.arms.iter().any(|arm| arm.adapted());
+    let adapters = if adapted { u32::try_from(predict::GROUP)? } else { 0 };
+    let asked = (predict::rows(session), (adapters, session.adapter_params()));
+    gpu::predicting(form(session), &session.lists, asked, room)
+}
+
+/// Refuses a run up to a stage whose GPU cannot hold it, before anything is trained; on processors each stage does so
+/// when it begins.
+///
+/// # Errors
+/// What does not fit, with the numbers.
+pub(crate) fn check(
+    session: &Session,
+    until: Until,
+    comm: &dyn Communicator,
+) -> anyhow::Result<()> {
+    let Some(room) = session.room else { return Ok(()) };
+    let arms = &session.config.run.arms;
+    let trains = until <= Until::Individual || arms.iter().any(|arm| arm.merged());
+    if trains && session.config.population.enabled {
+        shared(session, comm, room)?;
+    }
+    if until == Until::Individual
+        || (until > Until::Individual && arms.iter().any(|arm| arm.adapted()))
+    {
+        individual(session, comm, room)?;
+    }
+    if until >= Until::Predict {
+        prediction(session, room)?;
+    }
+    Ok(())
+}
+
+impl Needs {
+    fn of(session: &Session, comm: &dyn Communicator, room: Room) -> anyhow::Result<Self> {
+        let enabled = session.config.population.enabled;
+        Ok(Self {
+            individual: individual(session, comm, room)?,
+            population: enabled.then(|| shared(session, comm, room)).transpose()?,
+            prediction: prediction(session, room)?,
+        })
+    }
+
+    /// The end of a plan, from the line on memory on.
+    fn lines(&self, session: &Session, room: Room, users: usize) -> String {
+        let layers = session.base.spec().layers;
+        let whole = |forecast: &Forecast| gigabytes(forecast.total().saturating_add(gpu::RESERVE));
+        let mut text = gpu::lines(&self.individual, layers, room);
+        if let Some(Choice { sizes, forecast }) = &self.population {
+            let (rows, gb) = (sizes.step.rows, whole(forecast));
+            let (slots, stored) = (sizes.slots, sizes.step.stored_blocks.min(layers));
+            text += &format!(
+                "population stage  {gb:.2} GB of it, packs of {rows} rows, {slots} gradients, {stored} of {layers} blocks stored\n"
+            );
+        }
+        let (rows, cache) = predict::rows(session);
+        let gb = whole(&self.prediction);
+        text += &format!(
+            "predictions       {gb:.2} GB of it, packs of {rows} rows, {cache} of keys and values\n"
+        );
+        let adapter = session.adapter_params() * size_of::<f32>();
+        let (mapped, tables) =
+            (gigabytes(session.base.mapped_bytes()), self.individual.forecast.tables + adapter);
+        text += &format!(
+            "host memory       {mapped:.2} GB of base mapped, shared by the ranks of a node; {:.2} GB a rank of tables and an \
+             adapter on its way, besides data and page-locked buffers; adapters not in flight lie in the store on disk, \
+             {:.2} GB a rank",
+            gigabytes(tables),
+            gigabytes(users * adapter)
+        );
+        text
+    }
+}
+
 /// What the run would do, on standard output of rank 0.
 pub(crate) fn print_plan(session: &Session, comm: &dyn Communicator) -> anyhow::Result<Exit> {
     if comm.rank() > 0 {
@@ -153,13 +287,19 @@ pub(crate) fn print_plan(session: &Session, comm: &dyn Communicator) -> anyhow::
     let work = count(session)?;
     let users = index.personal.len();
     let mine = users.div_ceil(comm.size());
-    let positions = config.prompt.max_length.min(spec.max_positions);
     let bounds = Bounds::of(session, mine);
-    let hint = "raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens";
-    let sizes = on!(session.device, backend => {
-        choose(&Network::new(backend, &session.base, positions)?, bounds)
-    })
-    .input(hint)?;
+    let (sizes, needs) = match session.room {
+        None => {
+            let hint =
+                "raise engine.memory_gb, or lower engine.users_in_flight or engine.pack_tokens";
+            let (_, positions) = form(session);
+            (choose(&Network::new(Cpu, &session.base, positions)?, bounds).input(hint)?, None)
+        }
+        Some(room) => {
+            let needs = Needs::of(session, comm, room)?;
+            (needs.individual.sizes, Some((needs, room)))
+        }
+    };
     let base = session.base.describe();
     let queries: usize = index.personal.iter().map(|u| u.num_queries).sum();
     let (mapped, adapter) = (gigabytes(session.base.mapped_bytes()), bounds.adapter_params);
@@ -172,6 +312,12 @@ pub(crate) fn print_plan(session: &Session, comm: &dyn Communicator) -> anyhow::
     let (slots, rows, layers) = (sizes.slots, sizes.step.rows, spec.layers);
     let (state, size) = (megabytes(adapter * 16), megabytes(adapter * 4));
     let (buffers, budget) = (gigabytes(sizes.bytes), config.engine.memory_gb);
+    let memory = match needs {
+        Some((needs, room)) => needs.lines(session, room, mine),
+        None => format!(
+            "memory            {buffers:.2} GB of buffers and adapters a rank; budget {budget:.2} GB with the base"
+        ),
+    };
     print(&format!(
         "base              {parameters} parameters, {products} in block products, \
          {mapped:.2} GB mapped, shared by the ranks of a node\n\
@@ -182,7 +328,7 @@ pub(crate) fn print_plan(session: &Session, comm: &dyn Communicator) -> anyhow::
          adapter           {adapter} parameters, {size:.2} MB, {state:.2} MB of state in flight\n\
          ranks             {ranks} with {threads} threads, up to {mine} users each\n\
          in flight         {slots} users a rank, packs of {rows} rows, {stored} of {layers} blocks stored\n\
-         memory            {buffers:.2} GB of buffers and adapters a rank; budget {budget:.2} GB with the base"
+         {memory}"
     ));
     Ok(Exit::Done)
 }
