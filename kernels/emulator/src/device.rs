@@ -2,7 +2,7 @@
 
 use crate::emulator::{Emulator, Memory};
 use crate::error;
-use kernels::gpu::{Device, Launch, Product};
+use kernels::gpu::{Device, Flash, Launch, Product};
 use kernels::{Error, Result};
 
 fn refused(error: error::Error) -> Error {
@@ -57,5 +57,13 @@ impl Device for Emulator {
 
     fn product(&self, product: &Product) -> Result<()> {
         self.multiply(product).map_err(refused)
+    }
+
+    fn has_flash(&self) -> bool {
+        self.flash.is_some()
+    }
+
+    fn flash(&self, call: &Flash) -> Result<()> {
+        self.attend(call).map_err(refused)
     }
 }

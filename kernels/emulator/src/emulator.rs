@@ -45,6 +45,8 @@ pub struct Emulator {
     runtime_path: std::path::PathBuf,
     modules: Mutex<BTreeMap<String, Module>>,
     order: AtomicU32,
+    /// Calls of attention kernels that the device is said to bring along.
+    pub(crate) flash: Option<AtomicU32>,
 }
 
 /// Bytes of an emulator, freed when dropped.
@@ -75,7 +77,18 @@ impl Emulator {
         let runtime_path = builder.runtime()?;
         let runtime = Runtime::open(&runtime_path)?;
         let (modules, order) = (Mutex::default(), AtomicU32::new(0));
-        Ok(Self { runtime, builder, runtime_path, modules, order })
+        Ok(Self { runtime, builder, runtime_path, modules, order, flash: None })
+    }
+
+    /// As if the device brought attention kernels along, [`kernels::gpu::Flash`]: a plain one in their place.
+    #[must_use]
+    pub fn with_flash(self) -> Self {
+        Self { flash: Some(AtomicU32::new(0)), ..self }
+    }
+
+    /// Calls of these kernels so far.
+    pub fn flash_calls(&self) -> u32 {
+        self.flash.as_ref().map_or(0, |calls| calls.load(Ordering::Relaxed))
     }
 
     /// Sets the order in which blocks, warps and lanes run from the next launch on; 0 is the plain one.

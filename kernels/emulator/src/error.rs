@@ -89,6 +89,9 @@ pub enum Error {
     /// A product reads or writes what it must not.
     #[error("product: {0}")]
     Product(String),
+    /// A call of attention kernels that a device brings along is not what they take.
+    #[error("flash: {0}")]
+    Flash(String),
     /// The launch did something wrong; what it wrote is not to be trusted.
     #[error("{kernel}: {count} findings{}", crate::finding::listed(findings))]
     Findings {

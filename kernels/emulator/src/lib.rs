@@ -11,6 +11,7 @@ mod device;
 mod emulator;
 mod error;
 mod finding;
+mod flash;
 mod product;
 mod runtime;
 

@@ -67,7 +67,7 @@ impl Emulator {
         Ok(values)
     }
 
-    fn fetch(&self, name: &str, address: usize, into: &mut [u8]) -> Result<()> {
+    pub(crate) fn fetch(&self, name: &str, address: usize, into: &mut [u8]) -> Result<()> {
         let from = std::ptr::with_exposed_provenance(address);
         // SAFETY: the runtime looks the range up and reads nothing outside a live allocation.
         let said = unsafe { (self.runtime.read)(into.as_mut_ptr(), from, into.len(), 1) };
@@ -78,7 +78,7 @@ impl Emulator {
         }
     }
 
-    fn store(&self, address: usize, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn store(&self, address: usize, bytes: &[u8]) -> Result<()> {
         let to = std::ptr::with_exposed_provenance_mut(address);
         // SAFETY: the runtime looks the range up and writes nothing outside a live allocation.
         match unsafe { (self.runtime.write)(to, bytes.as_ptr(), bytes.len()) } {
@@ -89,7 +89,7 @@ impl Emulator {
 }
 
 /// Address of element `index`; null, which lies in no allocation, if that is beyond all addresses.
-fn element(address: u64, index: usize, size: usize) -> usize {
+pub(crate) fn element(address: u64, index: usize, size: usize) -> usize {
     let offset = index.checked_mul(size);
     usize::try_from(address).ok().zip(offset).and_then(|(a, o)| a.checked_add(o)).unwrap_or(0)
 }

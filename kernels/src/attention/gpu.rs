@@ -5,7 +5,7 @@
 //! it bounds the tables, and a kernel's blocks walk over as many tiles as there are. The number of blocks
 //! changes no result.
 
-use super::{Attention, Backward, Forward, Heads, QueryGrads, Routing};
+use super::{Attention, Backward, Forward, Heads, QueryGrads, Routing, flash};
 use crate::error::{Error, Result};
 use crate::gpu::{Arg, Device, Gpu, Launch, blocks, extent, window, window_mut};
 
@@ -229,6 +229,14 @@ impl<D: Device> Attention for Gpu<D> {
         list[7] = scratch.arg(3);
         list[16..].copy_from_slice(&[column(args.grads.dk), column(args.grads.dv), stride.into()]);
         launch(kernels.dkv, n.key_tiles(), kernels.dkv_shared(), &list)
+    }
+
+    fn takes_flash(&self) -> bool {
+        self.device().has_flash()
+    }
+
+    fn attention_flash(&self, args: Forward<'_, Self>, tables: &flash::Tables<Self>) -> Result<()> {
+        flash::forward(self, args, tables)
     }
 }
 

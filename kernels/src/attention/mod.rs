@@ -17,6 +17,7 @@ use crate::backend::{Backend, Buffer, Mat, MatMut};
 use crate::error::{Error, Result, check_eq, check_len};
 
 pub mod cpu;
+pub mod flash;
 mod gpu;
 
 /// One sequence of queries and what they attend to; rows count from the windows' first row.
@@ -161,6 +162,21 @@ pub trait Attention: Backend {
     /// # Errors
     /// [`Error`] when shapes disagree.
     fn attention_backward(&self, args: Backward<'_, Self>) -> Result<()>;
+
+    /// Whether [`Attention::attention_flash`] is more than [`Attention::attention_forward`]; otherwise nobody needs tables.
+    fn takes_flash(&self) -> bool {
+        false
+    }
+
+    /// See [`Forward`], for passes without backward: what `tables`, cut from this routing, name is left to kernels that
+    /// the device brings along. `O` differs by rounding; of the log-sum-exp nothing is said afterwards.
+    ///
+    /// # Errors
+    /// [`Error`] when shapes disagree or the tables are another routing's.
+    fn attention_flash(&self, args: Forward<'_, Self>, tables: &flash::Tables<Self>) -> Result<()> {
+        let _ = tables;
+        self.attention_forward(args)
+    }
 }
 
 impl Sequence {

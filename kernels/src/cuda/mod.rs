@@ -15,6 +15,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 pub mod compile;
+#[cfg(feature = "flash-attn")]
+mod flash;
 mod kernels;
 mod memory;
 mod product;
@@ -38,6 +40,7 @@ pub struct Libraries {
 }
 
 /// Looks for the libraries without calling them: cudarc panics when a missing one is called.
+#[cfg(not(feature = "flash-attn"))]
 pub fn libraries() -> Libraries {
     // SAFETY: each call only opens the library, as any later use would, and calls nothing in it; cudarc
     // asks that no other thread unload it meanwhile, and nothing here ever unloads one.
@@ -49,6 +52,13 @@ pub fn libraries() -> Libraries {
             cublaslt: cudarc::cublaslt::sys::is_culib_present(),
         }
     }
+}
+
+/// All are there: candle's CUDA backend, which comes with the feature, links them, and without one of them no program
+/// of this build starts.
+#[cfg(feature = "flash-attn")]
+pub fn libraries() -> Libraries {
+    Libraries { driver: true, nvrtc: true, nccl: true, cublaslt: true }
 }
 
 /// Which device, and where compiled kernels lie.
@@ -229,6 +239,17 @@ impl Device for Cuda {
     fn product(&self, product: &Product) -> Result<()> {
         self.queue.enter()?;
         self.products.run(product)
+    }
+
+    #[cfg(feature = "flash-attn")]
+    fn has_flash(&self) -> bool {
+        true
+    }
+
+    #[cfg(feature = "flash-attn")]
+    fn flash(&self, call: &crate::gpu::Flash) -> Result<()> {
+        self.queue.enter()?;
+        flash::run(&self.queue, call)
     }
 }
 

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 
 mod buf;
 pub mod dry;
+mod flash;
 mod launch;
 mod product;
 pub mod record;
@@ -25,6 +26,7 @@ pub mod source;
 mod workspace;
 
 pub use buf::GpuBuf;
+pub use flash::Flash;
 pub use launch::{Arg, Launch, MAX_ARGS, blocks, extent, window, window_mut};
 pub use product::{Operand, Output, OutputType, Product};
 pub use workspace::Workspace;
@@ -85,6 +87,20 @@ pub trait Device: Send + Sync + Debug + 'static {
     /// # Errors
     /// [`Error::Backend`] with the device's own words.
     fn product(&self, product: &Product) -> Result<()>;
+
+    /// Whether the device brings attention kernels along, [`Device::flash`].
+    fn has_flash(&self) -> bool {
+        false
+    }
+
+    /// Queues attention, see [`Flash`].
+    ///
+    /// # Errors
+    /// [`Error::Backend`] with the device's own words, or when it brings no such kernels.
+    fn flash(&self, call: &Flash) -> Result<()> {
+        let what = format!("the device has no kernels for {} sequences", call.sequences);
+        Err(Error::Backend { op: "attention_flash", what })
+    }
 }
 
 /// The backend on a device; clones are the same device.

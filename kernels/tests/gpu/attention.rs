@@ -2,6 +2,7 @@
 //! company and order, nothing read or written beside the windows, and seeded faults that must be seen.
 
 mod bounds;
+mod flash;
 mod run;
 
 use crate::attention_case::{self, Case, Group, Output, heads};

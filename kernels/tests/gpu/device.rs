@@ -5,7 +5,7 @@
 
 use emulator::{Emulator, Mode};
 use kernels::cuda::{Cuda, Options};
-use kernels::gpu::{Device, Launch, Product};
+use kernels::gpu::{Device, Flash, Launch, Product};
 use kernels::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -56,6 +56,15 @@ impl TestDevice {
         let cache = Some(env!("CARGO_TARGET_TMPDIR").into());
         let cuda = Cuda::open(Options { cache, ..Options::default() });
         Self::Cuda(Box::new(cuda.unwrap_or_else(|error| panic!("{error}"))))
+    }
+
+    /// As [`TestDevice::open`], with attention kernels that the device brings along: on the emulator plain ones in their
+    /// place, on a GPU those of feature `flash-attn`, where the tests were built with it.
+    pub(crate) fn open_flash() -> Self {
+        match Self::open(Mode::Fast, &[]) {
+            Self::Emulator(emulator) => Self::Emulator(emulator.with_flash()),
+            cuda => cuda,
+        }
     }
 
     /// The order of blocks, warps and lanes, which a GPU chooses itself.
@@ -142,6 +151,20 @@ impl Device for TestDevice {
         match self {
             Self::Emulator(device) => device.product(product),
             Self::Cuda(device) => device.product(product),
+        }
+    }
+
+    fn has_flash(&self) -> bool {
+        match self {
+            Self::Emulator(device) => device.has_flash(),
+            Self::Cuda(device) => device.has_flash(),
+        }
+    }
+
+    fn flash(&self, call: &Flash) -> Result<()> {
+        match self {
+            Self::Emulator(device) => device.flash(call),
+            Self::Cuda(device) => device.flash(call),
         }
     }
 }

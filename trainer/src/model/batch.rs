@@ -4,10 +4,11 @@
 
 use super::{Error, Result};
 use kernels::attention::Sequence;
+use kernels::attention::flash::Tables;
 use kernels::backend::Element;
 use kernels::classify::Row;
 use kernels::lora::Segment;
-use kernels::{Backend, attention};
+use kernels::{Backend, Ops, attention};
 
 /// Rows that pass through products together: all rows of the pack, or its output rows alone.
 #[derive(Debug, Clone, Default)]
@@ -139,6 +140,8 @@ pub struct DeviceLane<B: Backend> {
     capacity: usize,
     pub(super) sequences: B::Buf<Sequence>,
     pub(super) limits: B::Buf<u32>,
+    /// Which sequences the device's own attention kernels take; for passes without backward alone.
+    pub(super) flash: Option<Tables<B>>,
 }
 
 /// A batch's tables on the device.
@@ -165,6 +168,7 @@ impl<B: Backend> DeviceLane<B> {
             capacity: rows,
             sequences: backend.alloc(2 * rows)?,
             limits: backend.alloc(rows)?,
+            flash: None,
         })
     }
 
@@ -183,6 +187,9 @@ impl<B: Backend> DeviceLane<B> {
         }
         backend.write(&mut self.sequences, 0, &lane.sequences)?;
         backend.write(&mut self.limits, 0, &lane.limits)?;
+        if let Some(flash) = &mut self.flash {
+            flash.clear();
+        }
         Ok(())
     }
 
@@ -198,6 +205,40 @@ impl<B: Backend> DeviceLane<B> {
             num_groups,
             limits: &self.limits,
         }
+    }
+}
+
+impl<B: Ops> DeviceBatch<B> {
+    /// Room for what [`DeviceBatch::cut`] makes of batches of up to `rows` rows, where the backend takes it.
+    ///
+    /// # Errors
+    /// When the backend has no memory.
+    pub(super) fn alloc_flash(&mut self, backend: &B, rows: usize) -> Result<()> {
+        if backend.takes_flash() {
+            for lane in [&mut self.full, &mut self.outputs] {
+                lane.flash = Some(Tables::alloc(backend, 2 * rows)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of [`DeviceBatch::alloc_flash`].
+    pub(super) fn flash_bytes(backend: &B, rows: usize) -> usize {
+        if backend.takes_flash() { 2 * Tables::<B>::bytes(2 * rows) } else { 0 }
+    }
+
+    /// Leaves the attention of the batch just uploaded, until the next one, to the device's own kernels where they take
+    /// it. The pass has no backward, and its keys are the batch's rows.
+    ///
+    /// # Errors
+    /// As [`DeviceBatch::upload`].
+    pub(super) fn cut(&mut self, backend: &B, batch: &Batch) -> Result<()> {
+        for (own, lane) in [(&mut self.full, &batch.full), (&mut self.outputs, &batch.outputs)] {
+            if let Some(flash) = &mut own.flash {
+                flash.write(backend, &lane.sequences, &batch.groups, &lane.limits)?;
+            }
+        }
+        Ok(())
     }
 }
 

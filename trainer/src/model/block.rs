@@ -106,7 +106,7 @@ impl<B: Ops> Pass<'_, B> {
         k_rows: usize,
         (out, lse): (&mut Acts<B>, &mut B::Buf<f32>),
     ) -> Result<()> {
-        Ok(self.net.backend.attention_forward(attention::Forward {
+        let args = attention::Forward {
             heads: self.net.heads,
             routing: lane.routing(&self.batch.groups, self.batch.num_groups),
             q,
@@ -116,7 +116,12 @@ impl<B: Ops> Pass<'_, B> {
             lse,
             q_rows: lane.rows,
             k_rows,
-        })?)
+        };
+        match &lane.flash {
+            Some(tables) => self.net.backend.attention_flash(args, tables)?,
+            None => self.net.backend.attention_forward(args)?,
+        }
+        Ok(())
     }
 
     /// From the attention output to the MLP's input products:

@@ -41,8 +41,10 @@ impl<B: Ops> Predictor<B> {
         let (backend, d) = (net.backend(), net.dims);
         let size = StepSize { rows, stored_blocks: 0, backward: false };
         let layers = if cache_rows == 0 { 0 } else { net.blocks.len() };
+        let mut batch = DeviceBatch::alloc(backend, rows)?;
+        batch.alloc_flash(backend, rows)?;
         Ok(Self {
-            batch: DeviceBatch::alloc(backend, rows)?,
+            batch,
             acts: Activations::alloc(backend, net.spec(), net.plan(size))?,
             cache: (0..layers)
                 .map(|_| backend.alloc(cache_rows * 2 * d.kv))
@@ -59,6 +61,7 @@ impl<B: Ops> Predictor<B> {
         let (d, act) = (net.dims, size_of::<B::Act>());
         let size = StepSize { rows, stored_blocks: 0, backward: false };
         DeviceBatch::<B>::bytes(rows, 1)
+            + DeviceBatch::flash_bytes(net.backend(), rows)
             + Activations::<B>::bytes(net.backend(), net.spec(), net.plan(size))
             + net.blocks.len() * cache_rows * 2 * d.kv * act
             + rows * size_of::<u32>()
@@ -89,6 +92,7 @@ impl<B: Ops> Predictor<B> {
     ) -> Result<()> {
         adapters.check(batch)?;
         self.upload(net, batch, to_cache)?;
+        self.batch.cut(net.backend(), batch)?;
         let pass = Pass { net, batch: &self.batch, adapters, whole: None };
         let (d, acts, lane) = (net.dims, &mut self.acts, &self.batch.full);
         pass.embed(&mut acts.inputs[0])?;

@@ -2,9 +2,11 @@
 
 use crate::bound;
 use crate::world::{BASES, Emulated, World, emulated};
-use emulator::Mode;
+use emulator::{Emulator, Mode};
 use kernels::Ops;
+use kernels::gpu::Gpu;
 use trainer::ids::UserId;
+use trainer::model::decode::Predictor;
 use trainer::model::network::Network;
 use trainer::stage::individual::PackRules;
 use trainer::stage::predict::{Asker, Oracle, Own};
@@ -40,12 +42,10 @@ fn askers(world: &World) -> Vec<Asker> {
 
 /// Where an answer leaves the CPU's, the CPU itself must hold both tokens for nearly as likely: by no more than two
 /// logits may be off.
-#[test]
-fn answers_are_those_of_the_cpu() {
-    let device: Emulated = emulated(Mode::Fast, &[]);
-    for name in BASES {
+fn answers_are_those_of_the_cpu(device: &Emulated, bases: &[&str]) {
+    for &name in bases {
         let world = World::open(name);
-        let (cpu, gpu) = (world.cpu(), world.gpu(&device));
+        let (cpu, gpu) = (world.cpu(), world.gpu(device));
         let vocab: Vec<u32> = (0..u32::try_from(world.base.spec().vocab).unwrap()).collect();
         let askers = askers(&world);
         let theirs = oracle(&cpu, 192).generate(&askers, &GREEDY, &[]).unwrap();
@@ -73,4 +73,25 @@ fn answers_are_those_of_the_cpu() {
         }
         assert!(equal >= 3, "{name}: {equal} answers of 6 equal");
     }
+}
+
+#[test]
+fn answers_of_every_base() {
+    answers_are_those_of_the_cpu(&emulated(Mode::Fast, &[]), &BASES);
+}
+
+/// The prompts of user 0 share a prefix and stay with our kernels, those of the others are taken, in both blocks.
+#[test]
+fn answers_by_attention_kernels_that_the_device_brings_along() {
+    let emulator = Emulator::open(Mode::Fast, &[]).unwrap_or_else(|error| panic!("{error}"));
+    let device = Gpu::new(emulator.with_flash()).unwrap();
+    answers_are_those_of_the_cpu(&device, &["llama_untied", "gpt2"]);
+    assert!(device.device().flash_calls() >= 4, "{} calls", device.device().flash_calls());
+    let world = World::open("llama_untied");
+    let gpu = world.gpu(&device);
+    let (before, room) = (device.device().flash_calls(), Predictor::bytes(&gpu, 96, 192));
+    assert!(room > Predictor::bytes(&world.gpu(&emulated(Mode::Fast, &[])), 96, 192));
+    let scored = oracle(&gpu, 0).branch_probabilities(&askers(&world)[1..2], &[&[1, 2]]).unwrap();
+    assert!(scored[0].iter().flatten().all(|p| p.is_finite()));
+    assert!(device.device().flash_calls() > before, "scoring alone");
 }

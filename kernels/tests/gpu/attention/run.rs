@@ -6,6 +6,7 @@
 use crate::attention_case::{Case, Output};
 use crate::naive::{download, upload};
 use half::bf16;
+use kernels::attention::flash::Tables;
 use kernels::attention::{Attention, Backward, Forward, Grads, QueryGrads, Routing, Sequence};
 use kernels::backend::{Mat, MatMut};
 use kernels::error::Result;
@@ -140,13 +141,14 @@ impl<'a, D: Device> Loaded<'a, D> {
         Mat { buf: &self.inputs[buffer], start: place.start, stride: place.stride }
     }
 
-    fn forward(&self) -> Result<Attended<D>> {
+    /// Given tables, as a pass without backward.
+    fn forward(&self, tables: Option<&Tables<Gpu<D>>>) -> Result<Attended<D>> {
         let (q_rows, k_rows) = self.case.rows();
         let qd = self.case.heads.q_dim();
         let place = Place::new(self.layout, (0, qd, qd));
         let mut out = upload(self.gpu, &nan(place.len(q_rows)));
         let mut lse = upload(self.gpu, &vec![f32::NAN; q_rows * self.case.heads.heads]);
-        self.gpu.attention_forward(Forward {
+        let args = Forward {
             heads: self.case.heads,
             routing: self.routing(),
             q: self.input(0),
@@ -156,7 +158,11 @@ impl<'a, D: Device> Loaded<'a, D> {
             lse: &mut lse,
             q_rows,
             k_rows,
-        })?;
+        };
+        match tables {
+            None => self.gpu.attention_forward(args)?,
+            Some(tables) => self.gpu.attention_flash(args, tables)?,
+        }
         Ok(Attended { out, place, lse })
     }
 }
@@ -167,17 +173,40 @@ pub(super) fn forward<D: Device>(
     case: &Case,
     layout: Layout,
 ) -> Result<(Vec<f32>, Vec<f32>)> {
-    let Attended { out, place, lse } = Loaded::new(gpu, case, layout).forward()?;
-    let mut host = download(gpu, &out);
+    let Attended { out, place, lse } = Loaded::new(gpu, case, layout).forward(None)?;
+    Ok((taken(gpu, case, &out, place), download(gpu, &lse)))
+}
+
+/// `O` of a pass without backward, with the case's own tables.
+pub(super) fn flash<D: Device>(gpu: &Gpu<D>, case: &Case, layout: Layout) -> Result<Vec<f32>> {
+    let mut tables = Tables::alloc(gpu, case.sequences.len())?;
+    tables.write(gpu, &case.sequences, &case.groups, &case.limits)?;
+    flash_by(gpu, case, layout, &tables)
+}
+
+/// As [`flash`], with any tables.
+pub(super) fn flash_by<D: Device>(
+    gpu: &Gpu<D>,
+    case: &Case,
+    layout: Layout,
+    tables: &Tables<Gpu<D>>,
+) -> Result<Vec<f32>> {
+    let Attended { out, place, .. } = Loaded::new(gpu, case, layout).forward(Some(tables))?;
+    Ok(taken(gpu, case, &out, place))
+}
+
+/// What the window holds, beside which nothing was written.
+fn taken<D: Device>(gpu: &Gpu<D>, case: &Case, out: &GpuBuf<D, bf16>, place: Place) -> Vec<f32> {
+    let mut host = download(gpu, out);
     let values = place.take(&mut host, case.rows().0);
     assert!(host.iter().all(|x| x.is_nan()), "written beside the output");
-    Ok((values, download(gpu, &lse)))
+    values
 }
 
 /// Both directions.
 pub(super) fn run<D: Device>(gpu: &Gpu<D>, case: &Case, layout: Layout) -> Result<Output> {
     let loaded = Loaded::new(gpu, case, layout);
-    let Attended { out, place: out_place, lse } = loaded.forward()?;
+    let Attended { out, place: out_place, lse } = loaded.forward(None)?;
     let (qd, kd, (q_rows, k_rows)) = (case.heads.q_dim(), case.heads.kv_dim(), case.rows());
     let dout_place = Place::new(layout, (0, qd, qd));
     let mut dout = nan(dout_place.len(q_rows));
