@@ -329,6 +329,9 @@ pub(crate) enum Bench {
     Train(BenchTrainArgs),
     /// Batched prediction against one user after another.
     Predict(BenchPredictArgs),
+    /// Every operation at the shapes of known models: bytes, operations, the bound on A100, H100 and H200, and the time it takes
+    /// here.
+    Kernels(BenchKernelsArgs),
     /// Personal unlearning and tuning of a PITuning config's people: many at once against one after another.
     Tune(BenchTuneArgs),
     /// The device table of a PITuning config: parameters, latency of one window, memory of tuning, for the population model
@@ -405,6 +408,34 @@ pub(crate) struct BenchPredictArgs {
     /// Tokens generated for each query.
     #[arg(long, default_value_t = 32)]
     pub(crate) new_tokens: u32,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BenchKernelsArgs {
+    /// An operation, or a family of them: `lora_forward`, `attention`. Can be repeated, or a list; all without.
+    #[arg(long = "op", value_name = "NAME", value_delimiter = ',')]
+    pub(crate) ops: Vec<String>,
+    /// Numbers over those of the shapes: `rows=512,adapters=16`. An operation without such a number keeps its shapes.
+    #[arg(long, value_name = "KEY=VALUE,...")]
+    pub(crate) shape: Option<String>,
+    /// Prints operations, shapes, bytes and bounds, and runs nothing.
+    #[arg(long)]
+    pub(crate) list: bool,
+    /// `cpu`, or `cuda`: the first GPU.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = ["cpu", "cuda"])]
+    pub(crate) device: String,
+    /// Threads; 0 for all processors.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) threads: usize,
+    /// Repetitions, at least.
+    #[arg(long, default_value_t = 5)]
+    pub(crate) runs: usize,
+    /// Milliseconds that the repetitions take together, at least.
+    #[arg(long, default_value_t = 200)]
+    pub(crate) milliseconds: u64,
+    /// Writes the result as JSON; `-` or nothing for standard output, instead of the table.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    pub(crate) json: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -1,6 +1,8 @@
-//! Measurements through the whole engine; the operations' own are `cargo bench -p kernels`.
+//! Measurements: of the whole engine, and operation by operation (`kernels/`; for tuning the CPU's, `cargo bench -p
+//! kernels` has more).
 
 mod case;
+mod kernels;
 mod predict;
 mod train;
 mod tune;
@@ -19,6 +21,7 @@ pub(crate) fn run(bench: &Bench, env: &Env, comm: &dyn Communicator) -> anyhow::
     match bench {
         Bench::Train(args) => train::run(args, env),
         Bench::Predict(args) => predict::run(args, env),
+        Bench::Kernels(args) => kernels::run(args, env),
         Bench::Tune(args) => tune::run(args, env, comm),
         Bench::Device(args) => crate::pituning::bench(args, env, comm),
     }

@@ -6,6 +6,7 @@
 
 mod adapters;
 mod base;
+mod bench_kernels;
 mod commands;
 mod config;
 mod crash;
