@@ -34,8 +34,8 @@ fn checked_mode_finds_nothing() {
     }
 }
 
-/// Logits of hidden events begin at their bias in every row, means have no empty rows, rows of a table belong to one
-/// event: a device that gets one of these wrong is found out.
+/// Logits of hidden events begin at their bias in every row, a table's row has one owner, distilling has a temperature: a
+/// device that gets one of these wrong is found out.
 #[test]
 fn seeded_faults_are_seen() {
     let (_, spec) = specs()[1].clone();

@@ -26,7 +26,7 @@ pub(crate) fn emulated(mode: Mode, faults: &[&str]) -> Emulated {
 }
 
 /// Rows that any pack of these tests has room for.
-pub(crate) const ROWS: usize = 160;
+pub(crate) const ROWS: usize = 192;
 
 /// Number `i` of a stream, in `0..n`.
 pub(crate) fn draw(stream: u32, i: usize, n: usize) -> u32 {
