@@ -67,12 +67,14 @@ pub(super) fn run(args: &BenchKernelsArgs, env: &Env) -> anyhow::Result<Exit> {
     let hint = "launcher bench kernels --list shows operations and their shapes";
     let wanted = Sizes::parse(args.shape.as_deref().unwrap_or_default()).input(hint)?;
     let rules = Rules { runs: args.runs, time: Duration::from_millis(args.milliseconds) };
+    // Refused before a device is opened.
+    let known = choose::<Cpu>(&args.ops, &wanted).input(hint)?;
     let (place, entries) = if args.list {
         let place = Place { kind: None, name: String::new(), model: None, peak: None, threads: 0 };
-        let chosen = choose::<Cpu>(&args.ops, &wanted).input(hint)?;
-        let entries = entries(&chosen, GPU_ACT);
+        let entries = entries(&known, GPU_ACT);
         let mut table = Table::new(&place, &entries, !quiet(args));
         entries.iter().for_each(|entry| table.row(entry));
+        table.end();
         (place, entries)
     } else {
         crate::threads(args.threads, env)?;

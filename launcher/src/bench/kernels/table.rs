@@ -68,17 +68,23 @@ impl<'a> Table<'a> {
     /// What the columns mean.
     pub(super) fn end(&self) {
         let share = match (self.place.kind, self.place.model) {
-            (Some("cpu"), _) => format!(
-                "share: of our products' {:.0} GFLOP/s, measured just before",
+            (None, _) => None,
+            (Some("cpu"), _) => Some(format!(
+                "of our products' {:.0} GFLOP/s, measured just before",
                 self.place.peak.unwrap_or(f64::NAN)
-            ),
-            (_, Some(model)) => format!("share: the bound of {} over the time", model.name),
-            (_, None) => "share: none, the bounds are for other devices".to_owned(),
+            )),
+            (_, Some(model)) => Some(format!("the bound of {} over the time", model.name)),
+            (_, None) => Some("none, the bounds are for other devices".to_owned()),
         };
-        self.print(&format!(
-            "MB and GFLOP: every input read once, every output written once, in bf16; us of A100, H100, H200: bounds by \
-             data sheets\n{share}; spread: from the fastest to the slowest repetition, of the median"
-        ));
+        self.print(
+            "MB, GFLOP: every input read once, every output written once, in bf16; us of A100, H100, H200: bounds by data \
+             sheets, never measured",
+        );
+        if let Some(share) = share {
+            self.print(&format!(
+                "share: {share}; spread: from the fastest to the slowest repetition, as a part of the median"
+            ));
+        }
     }
 
     fn measured(&self, entry: &Entry, times: &Times) -> [String; 5] {
