@@ -68,7 +68,7 @@ fn sizes_follow_the_memory() {
     let story = Story::new();
     let many = ["--set", "engine.users_in_flight=12", "--set", "individual.lora_rank=64"];
     let (mut rows, mut fitted, mut refused) = (usize::MAX, 0, 0);
-    for room in ["2", "1.4", "1.3", "1.25", "1.2", "1.15", "1.1", "1.05", "1.01"] {
+    for room in ["2", "1.2", "1.1", "1.075", "1.06", "1.04", "1.01"] {
         let ended = plan(&story, &[&["--gpu", room], &many[..]].concat());
         if ended.code != 0 {
             let there = format!("--gpu has {:.2} GB", room.parse::<f64>().unwrap());
@@ -87,7 +87,9 @@ fn sizes_follow_the_memory() {
     assert!(rows < 8192, "no plan took smaller packs");
     // What is asked for is kept or refused, never changed.
     let asked = ["--gpu", "1.25", "--set", "engine.pack_tokens=60000"];
-    plan(&story, &asked).must(3).says(&["packs of 60000 rows and 12 users in flight need "]);
+    plan(&story, &[&asked[..], &many[..]].concat())
+        .must(3)
+        .says(&["packs of 60000 rows and 12 users in flight need "]);
 }
 
 #[test]
@@ -142,8 +144,8 @@ fn the_real_model_on_every_gpu() {
         let text = of(gpu);
         let there = gib * f64::from(1 << 30) / 1e9;
         assert!(check_sum(&text) <= there, "{text}");
-        // 134.5 million weights of two bytes.
-        assert!((0.26..=0.29).contains(&gb(&text, "  base ")), "{text}");
+        // 134.5 million weights of two bytes, most of them in blocks that they do not fill.
+        assert!((0.27..=0.31).contains(&gb(&text, "  base ")), "{text}");
         assert!(text.contains("packs of 8192 rows, 30 of 30 blocks stored"), "{text}");
     }
     let small = of("4");
