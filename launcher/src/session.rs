@@ -61,10 +61,13 @@ pub(crate) struct Session {
     adapters: Vec<AdapterSpec>,
 }
 
+/// What decides device and base.
+type GroundOf = (trainer::config::Base, DeviceKind, Purpose);
+
 /// What a session may take over from the one before it instead of reading it again.
 #[derive(Debug, Default)]
 pub(crate) struct Loaded {
-    base: Option<((trainer::config::Base, DeviceKind, Purpose), Ground, MappedBase, Tokenizer)>,
+    base: Option<(GroundOf, Ground, MappedBase, Tokenizer)>,
     data: Option<(Source, bool, Dataset)>,
 }
 

@@ -4,8 +4,8 @@
 
 use kernels::gpu::Gpu;
 use kernels::gpu::dry::{DryRun, Usage, granted};
+use kernels::lora::Segment;
 use kernels::random::philox;
-use kernels::{Backend, lora::Segment};
 use std::path::{Path, PathBuf};
 use trainer::ids::Slot;
 use trainer::lora::{SiteList, SiteLists, Target};
@@ -120,7 +120,7 @@ fn some_pack(seed: u32, engine: &Engine<'_, Paper>, rows: usize) -> Packer {
         let longest = 2 + draw(2 * user, POSITIONS - 2);
         let len = |i: u32| 2 + draw(1000 * user + i, longest);
         let pieces: Vec<Piece<'_>> = (0..1 + u32::try_from(draw(2 * user + 1, 9)).unwrap())
-            .map(|i| Piece::supervised(&tokens[..len(i).min(POSITIONS)], 1 + draw(i, len(i))))
+            .map(|i| Piece::supervised(&tokens[..len(i).min(POSITIONS)], 1 + draw(i, len(i) - 1)))
             .collect();
         let own: usize = pieces.iter().map(|piece| piece.rows.len()).sum();
         if packer.rows() + own > rows {
@@ -143,45 +143,50 @@ fn no_pack_takes_more_than_the_forecast() {
     for (name, layouts) in [("llama_tied", 1), ("llama_untied", 2), ("gpt2", 2)] {
         let source = source(name);
         let (spec, lists) = (source.spec(), lists(source.spec(), layouts));
-        let (most, slots) = (params(&lists), 5);
+        let (most, slots, mut packs) = (params(&lists), 5, 0);
         for rows in [64, 640, 1500] {
             let size = StepSize { rows, stored_blocks: 1, backward: true };
             let forecast = training((spec, POSITIONS), &lists, size, (slots, most)).unwrap();
             let gpu = paper();
             let net = Network::outline(gpu.clone(), spec, POSITIONS).unwrap();
             let mut engine = Engine::new(&net, &lists, size, (slots, most)).unwrap();
-            let mut packs = 0;
             for seed in 0..20 {
                 let packer = some_pack(seed, &engine, rows);
-                if packer.rows() > 0 && engine.train(&packer).is_ok() {
+                if packer.rows() > 0 {
+                    engine.train(&packer).unwrap();
                     packs += 1;
                 }
                 let held = gpu.device().tally().peak.held;
                 let said = forecast.total();
                 assert!(held <= said, "{name}, {rows} rows: {held} of {said}");
             }
-            assert!(packs >= 10, "{packs}");
             let slab = granted(slots as usize * most * 4);
             assert_eq!(forecast.adapters, 2 * slab);
             assert!((2 * slab..2 * slab + 4096).contains(&forecast.optimiser), "{forecast:?}");
         }
+        assert!(packs >= 40, "{packs}");
     }
 }
 
 #[test]
 fn sections_are_what_they_say() {
-    let source = source("llama_tied");
-    let (spec, lists) = (source.spec(), lists(source.spec(), 2));
+    let spec = BaseSpec { layers: 6, ..source("llama_tied").spec().clone() };
+    let lists = lists(&spec, 2);
     let of = |stored_blocks, rows, slots| -> Forecast {
         let size = StepSize { rows, stored_blocks, backward: true };
-        training((spec, POSITIONS), &lists, size, (slots, params(&lists))).unwrap()
+        training((&spec, POSITIONS), &lists, size, (slots, params(&lists))).unwrap()
     };
-    let (none, one) = (of(0, 1500, 4), of(1, 1500, 4));
-    // A block stored instead of recomputed changes the activations alone.
-    assert!(one.activations >= none.activations, "{one:?}");
-    assert_eq!(Forecast { activations: none.activations, ..one }, none);
-    let all = of(spec.layers, 1500, 4);
-    assert!(all.activations > none.activations, "{all:?}");
+    let none = of(0, 1500, 4);
+    let mut before = none;
+    // A block stored instead of recomputed changes the activations alone, the more the more are stored.
+    for stored in 1..spec.layers {
+        let now = of(stored, 1500, 4);
+        assert_eq!(Forecast { activations: none.activations, ..now }, none);
+        // The last block is kept anyway, and the last but one needs no second set.
+        let same = stored + 1 == spec.layers;
+        assert_eq!(now.activations > before.activations, !same, "{stored}");
+        before = now;
+    }
     let more = of(0, 1500, 400);
     assert_eq!(
         (more.base, more.activations, more.tables),

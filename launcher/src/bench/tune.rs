@@ -92,6 +92,7 @@ fn config(args: &BenchTuneArgs, env: &Env, comm: &dyn Communicator) -> anyhow::R
         sets: args.sets.clone(),
         print_config: false,
         dry_run: false,
+        gpu: None,
     };
     let mut config = crate::session::document(&run, comm)?
         .resolve_events(&env.variables())

@@ -268,10 +268,10 @@ impl Needs {
         let (mapped, tables) =
             (gigabytes(session.base.mapped_bytes()), self.individual.forecast.tables + adapter);
         text += &format!(
-            "host memory       {mapped:.2} GB of base mapped, shared by the ranks of a node; {:.2} GB a rank of tables and an \
+            "host memory       {mapped:.2} GB of base mapped, shared by the ranks of a node; {:.0} MB a rank of tables and an \
              adapter on its way, besides data and page-locked buffers; adapters not in flight lie in the store on disk, \
              {:.2} GB a rank",
-            gigabytes(tables),
+            gigabytes(tables) * 1e3,
             gigabytes(users * adapter)
         );
         text
