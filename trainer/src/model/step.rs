@@ -8,6 +8,7 @@ use super::pass::{Adapters, Pass};
 use super::places::TrunkPlaces;
 use super::sites::Part;
 use super::{Error, Result};
+use kernels::backend::Pending;
 use kernels::{Mat, MatMut, Ops, embedding, loss};
 
 /// The step's buffers on one backend; made once, used for every pack.
@@ -70,10 +71,35 @@ impl<B: Ops> Stepper<B> {
         adapters: Adapters<'_, B>,
         grads: &mut B::Buf<f32>,
     ) -> Result<&[f32]> {
+        self.forward_and_back(net, batch, adapters, grads)?;
+        self.read_losses(net)
+    }
+
+    /// As [`Stepper::train`], without waiting for the losses.
+    ///
+    /// # Errors
+    /// As [`Stepper::train`].
+    pub fn begin_train(
+        &mut self,
+        net: &Network<B>,
+        batch: &Batch,
+        adapters: Adapters<'_, B>,
+        grads: &mut B::Buf<f32>,
+    ) -> Result<Pending<f32>> {
+        self.forward_and_back(net, batch, adapters, grads)?;
+        Ok(net.backend().begin_read(&self.acts.scratch.losses, 0, self.batch.outputs.rows)?)
+    }
+
+    fn forward_and_back(
+        &mut self,
+        net: &Network<B>,
+        batch: &Batch,
+        adapters: Adapters<'_, B>,
+        grads: &mut B::Buf<f32>,
+    ) -> Result<()> {
         self.forward(net, batch, adapters)?;
         self.loss(net, true)?;
-        self.backward(net, (adapters, None), grads)?;
-        self.read_losses(net)
+        self.backward(net, (adapters, None), grads)
     }
 
     /// Last hidden states of the output rows (before the final norm), in the last block's buffer.
