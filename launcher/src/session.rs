@@ -111,7 +111,7 @@ impl Session {
         let (device, base, tokenizer) = match before {
             Some((.., device, base, tokenizer)) => (device, base, tokenizer),
             None => {
-                let device = Device::open(place, env, comm)?;
+                let device = Device::open((place, config.engine.graphs), env, comm)?;
                 let (base, tokenizer) = base_of(&config, &device, env)?;
                 (device, base, tokenizer)
             }
