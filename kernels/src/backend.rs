@@ -5,13 +5,14 @@
 //! buffers: written once per pack, read by every layer.
 
 use crate::error::{Result, check_len};
+use std::fmt::Debug;
 
 /// A plain-data element that a buffer can hold.
-pub trait Element: bytemuck::Pod + Send + Sync + std::fmt::Debug {}
-impl<T: bytemuck::Pod + Send + Sync + std::fmt::Debug> Element for T {}
+pub trait Element: bytemuck::Pod + Send + Sync + Debug {}
+impl<T: bytemuck::Pod + Send + Sync + Debug> Element for T {}
 
 /// A buffer of one backend.
-pub trait Buffer: Send + Sync + std::fmt::Debug {
+pub trait Buffer: Send + Sync + Debug {
     /// Number of elements.
     fn len(&self) -> usize;
     /// Whether there are none.
@@ -21,7 +22,7 @@ pub trait Buffer: Send + Sync + std::fmt::Debug {
 }
 
 /// Memory of one device.
-pub trait Backend: Send + Sync + std::fmt::Debug + 'static {
+pub trait Backend: Send + Sync + Debug + 'static {
     /// Element of activations: `f32` on the CPU, `bf16` on CUDA.
     type Act: Element + Into<f32>;
     /// A buffer of `T`.
@@ -50,6 +51,113 @@ pub trait Backend: Send + Sync + std::fmt::Debug + 'static {
     /// # Errors
     /// [`crate::Error::Length`] when the range leaves the buffer.
     fn zero<T: Element>(&self, dst: &mut Self::Buf<T>, offset: usize, len: usize) -> Result<()>;
+
+    /// Begins to read `src[offset..offset+len]` as the work queued so far leaves it; whatever is queued later may
+    /// overwrite it. Without a device of its own a backend reads at once.
+    ///
+    /// # Errors
+    /// [`crate::Error::Length`] when the range leaves the buffer.
+    fn begin_read<T: Element>(
+        &self,
+        src: &Self::Buf<T>,
+        offset: usize,
+        len: usize,
+    ) -> Result<Pending<T>> {
+        check_len("begin_read", "src", offset.saturating_add(len), src.len())?;
+        let mut all = vec![T::zeroed(); len];
+        self.read(src, offset, &mut all)?;
+        Ok(Pending::ready(all))
+    }
+
+    /// As [`Backend::begin_read`], of a range that is given up: its content counts as undefined, also to kernels,
+    /// until it is written or zeroed, which is put after the copy without waiting here. So the copy runs beside
+    /// the work that is queued next.
+    ///
+    /// # Errors
+    /// [`crate::Error::Length`] when the range leaves the buffer.
+    fn evict<T: Element>(
+        &self,
+        src: &mut Self::Buf<T>,
+        offset: usize,
+        len: usize,
+    ) -> Result<Pending<T>> {
+        self.begin_read(src, offset, len)
+    }
+
+    /// Hands held-back work to the device, for callers that queue on its stream themselves; does not wait.
+    ///
+    /// # Errors
+    /// [`crate::Error::Backend`] when a launch is refused.
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Bytes on their way to the host.
+pub trait Coming: Send + Debug {
+    /// Waits for the bytes, and for nothing queued after them; `dst` has their number.
+    ///
+    /// # Errors
+    /// [`crate::Error::Backend`] with the device's words, and what work queued before has noted.
+    fn finish(self: Box<Self>, dst: &mut [u8]) -> Result<()>;
+}
+
+impl Coming for Vec<u8> {
+    fn finish(self: Box<Self>, dst: &mut [u8]) -> Result<()> {
+        crate::error::check_eq("finish", "bytes", self.len(), dst.len())?;
+        dst.copy_from_slice(&self);
+        Ok(())
+    }
+}
+
+/// A read that was begun; dropping it gives the content up.
+#[derive(Debug)]
+pub struct Pending<T>(State<T>);
+
+#[derive(Debug)]
+enum State<T> {
+    Ready(Vec<T>),
+    Coming(usize, Box<dyn Coming>),
+}
+
+impl<T: Element> Pending<T> {
+    /// A read that is done.
+    pub fn ready(all: Vec<T>) -> Self {
+        Self(State::Ready(all))
+    }
+
+    /// `len` elements that come.
+    pub fn coming(len: usize, bytes: Box<dyn Coming>) -> Self {
+        Self(State::Coming(len, bytes))
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            State::Ready(all) => all.len(),
+            State::Coming(len, _) => *len,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The elements; waits for them alone.
+    ///
+    /// # Errors
+    /// As [`Coming::finish`].
+    pub fn wait(self) -> Result<Vec<T>> {
+        match self.0 {
+            State::Ready(all) => Ok(all),
+            State::Coming(len, bytes) => {
+                let mut all = vec![T::zeroed(); len];
+                bytes.finish(bytemuck::cast_slice_mut(&mut all))?;
+                Ok(all)
+            }
+        }
+    }
 }
 
 /// A read-only window of rows in an activation buffer: row `i`, column `c` is element

@@ -9,6 +9,9 @@ use trainer::comm::Communicator;
 use trainer::comm::nccl::{Machine, seats};
 use trainer::config::DeviceKind;
 
+/// Graphs that are kept with `engine.graphs`: shapes of packs that repeat, and those of answers while sequences end.
+const GRAPHS: usize = 64;
+
 /// The device of a rank; clones are the same one.
 #[derive(Debug, Clone)]
 pub(crate) enum Device {
@@ -42,9 +45,10 @@ impl Device {
         }
     }
 
-    /// The device that `engine.device` asks for; every rank must call it, since ranks of a machine share out its GPUs.
+    /// The device that `engine.device` asks for, with graphs if `engine.graphs` does; every rank must call it, since
+    /// ranks of a machine share out its GPUs.
     pub(crate) fn open(
-        place: DeviceKind,
+        (place, graphs): (DeviceKind, bool),
         env: &Env,
         comm: &dyn Communicator,
     ) -> anyhow::Result<Self> {
@@ -76,6 +80,7 @@ impl Device {
         // Where scripts/build-kernels writes; without it the device code is compiled at first use.
         let cubins = Some(env.cache.join("cubins"));
         let cuda = Cuda::open(Options { ordinal, cache, cubins }).input(hint)?;
-        Ok(Self::Cuda(Gpu::new(cuda).input(hint)?))
+        let kept = if graphs { GRAPHS } else { 0 };
+        Ok(Self::Cuda(Gpu::with_graphs(cuda, kept).input(hint)?))
     }
 }

@@ -48,7 +48,7 @@ impl Ground {
             let tokenizer = Tokenizer::open(&config.base.path, base.spec()).input(HINT)?;
             return Ok((Self { device: None, free: None }, base, tokenizer));
         }
-        let device = Device::open(place, env, comm)?;
+        let device = Device::open((place, config.engine.graphs), env, comm)?;
         let cache = config.base.cache_dir.clone().unwrap_or_else(|| env.cache.join("prepared"));
         let source = trainer::model::weights::open(&config.base.path).input(HINT)?;
         let base = on!(device, backend => MappedBase::load(&backend, source.as_ref(), &cache))
@@ -87,7 +87,7 @@ impl Ground {
         let named = gpu.map(|bytes| Room { bytes, source: Source::Named });
         let free = self.free.map(|bytes| Room { bytes, source: Source::Free });
         let look = || {
-            let device = Device::open(engine.device, env, comm)?;
+            let device = Device::open((engine.device, false), env, comm)?;
             device.free()?.context("the device does not say what is free")
         };
         untold(Room::of(engine, named.or(free), look)).map(Some)

@@ -61,8 +61,8 @@ pub(crate) struct Session {
     adapters: Vec<AdapterSpec>,
 }
 
-/// What decides device and base.
-type GroundOf = (trainer::config::Base, DeviceKind, Purpose);
+/// What decides device, with or without graphs, and base.
+type GroundOf = (trainer::config::Base, (DeviceKind, bool), Purpose);
 
 /// What a session may take over from the one before it instead of reading it again.
 #[derive(Debug, Default)]
@@ -119,7 +119,8 @@ impl Session {
         comm: &dyn Communicator,
         loaded: Loaded,
     ) -> anyhow::Result<Self> {
-        let of = (config.base.clone(), config.engine.device, purpose);
+        let place = (config.engine.device, config.engine.graphs);
+        let of = (config.base.clone(), place, purpose);
         let (ground, base, tokenizer) = match loaded.base.filter(|(before, ..)| *before == of) {
             Some((_, ground, base, tokenizer)) => (ground, base, tokenizer),
             None => Ground::open(&config, purpose, env, comm)?,
@@ -182,7 +183,8 @@ impl Session {
     /// What the next session may take over.
     pub(crate) fn into_loaded(self) -> Loaded {
         let source = crate::source::of(&self.config).ok();
-        let of = (self.config.base, self.config.engine.device, self.purpose);
+        let place = (self.config.engine.device, self.config.engine.graphs);
+        let of = (self.config.base, place, self.purpose);
         Loaded {
             data: source.map(|source| (source, self.config.data.strict, self.data)),
             base: Some((of, self.ground, self.base, self.tokenizer)),

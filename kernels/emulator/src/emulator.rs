@@ -1,15 +1,17 @@
 //! The emulator: memory, modules built when first used, launches.
 
 use crate::compile::{self, Builder};
+use crate::copies::{self, Copies};
 use crate::error::{Error, Result};
 use crate::finding;
 use crate::runtime::{Module, RawLaunch, Runtime};
-use kernels::gpu::Launch;
+use kernels::gpu::{Launch, Work};
 use std::collections::BTreeMap;
 use std::ffi::c_void;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Dynamic shared memory that one block can have (sm_90; sm_80 has 163 KiB).
 const MAX_SHARED: u32 = 227 << 10;
@@ -47,12 +49,18 @@ pub struct Emulator {
     order: AtomicU32,
     /// Calls of attention kernels that the device is said to bring along.
     pub(crate) flash: Option<AtomicU32>,
+    pub(crate) copies: copies::Queue,
+    pub(crate) graphs: Mutex<BTreeMap<u64, Vec<Work>>>,
 }
 
-/// Bytes of an emulator, freed when dropped.
+/// Bytes of an emulator, freed when dropped and no copy of them is on its way.
 #[derive(Debug)]
-pub struct Memory {
-    runtime: Runtime,
+pub struct Memory(pub(crate) Arc<Allocation>);
+
+/// What a [`Memory`] is.
+#[derive(Debug)]
+pub(crate) struct Allocation {
+    pub(crate) runtime: Runtime,
     address: usize,
     bytes: usize,
 }
@@ -77,7 +85,8 @@ impl Emulator {
         let runtime_path = builder.runtime()?;
         let runtime = Runtime::open(&runtime_path)?;
         let (modules, order) = (Mutex::default(), AtomicU32::new(0));
-        Ok(Self { runtime, builder, runtime_path, modules, order, flash: None })
+        let (copies, graphs) = (copies::Queue::default(), Mutex::default());
+        Ok(Self { runtime, builder, runtime_path, modules, order, flash: None, copies, graphs })
     }
 
     /// As if the device brought attention kernels along, [`kernels::gpu::Flash`]: a plain one in their place.
@@ -94,6 +103,11 @@ impl Emulator {
     /// Sets the order in which blocks, warps and lanes run from the next launch on; 0 is the plain one.
     pub fn set_order(&self, seed: u32) {
         self.order.store(seed, Ordering::Relaxed);
+    }
+
+    /// Sets when what leaves ([`kernels::gpu::Device::evict`]) is copied, from the next call on.
+    pub fn set_copies(&self, copies: Copies) {
+        self.copies.set(copies);
     }
 
     /// Builds and opens a module ahead of its first launch.
@@ -124,7 +138,8 @@ impl Emulator {
         if data.is_null() {
             return Err(Error::Memory(bytes));
         }
-        Ok(Memory { runtime: self.runtime, address: data.expose_provenance(), bytes })
+        let (runtime, address) = (self.runtime, data.expose_provenance());
+        Ok(Memory(Arc::new(Allocation { runtime, address, bytes })))
     }
 
     /// Makes a range as if it had never been written.
@@ -213,15 +228,21 @@ fn check_arguments(launch: &Launch<'_>, sizes: &[u32]) -> Result<()> {
 impl Memory {
     /// Device address of the first byte.
     pub fn address(&self) -> u64 {
-        self.address as u64
+        self.0.address as u64
     }
 
     /// Bytes.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.0.bytes
     }
 
     /// The first byte of a range that lies inside.
+    pub(crate) fn range(&self, op: &'static str, offset: usize, len: usize) -> Result<*mut u8> {
+        self.0.range(op, offset, len)
+    }
+}
+
+impl Allocation {
     pub(crate) fn range(&self, op: &'static str, offset: usize, len: usize) -> Result<*mut u8> {
         if offset.checked_add(len).is_none_or(|end| end > self.bytes) {
             return Err(Error::Range { op, offset, len, bytes: self.bytes });
@@ -230,7 +251,18 @@ impl Memory {
     }
 }
 
-impl Drop for Memory {
+impl Allocation {
+    /// The bytes of a checked range.
+    pub(crate) fn contents(&self, range: &Range<usize>) -> Vec<u8> {
+        let mut bytes = vec![0; range.len()];
+        let from = std::ptr::with_exposed_provenance(self.address + range.start);
+        // SAFETY: the runtime looks the range up and reads nothing outside a live allocation.
+        unsafe { (self.runtime.read)(bytes.as_mut_ptr(), from, bytes.len(), 0) };
+        bytes
+    }
+}
+
+impl Drop for Allocation {
     fn drop(&mut self) {
         // SAFETY: the address came from `allocate` of this runtime and is released once.
         unsafe { (self.runtime.release)(std::ptr::with_exposed_provenance_mut(self.address)) };

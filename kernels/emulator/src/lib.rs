@@ -7,6 +7,7 @@
 #![expect(unsafe_code, reason = "opens the libraries it built and calls their C interface")]
 
 mod compile;
+mod copies;
 mod device;
 mod emulator;
 mod error;
@@ -15,6 +16,7 @@ mod flash;
 mod product;
 mod runtime;
 
+pub use copies::Copies;
 pub use emulator::{Emulator, Memory, Mode};
 pub use error::{Error, Result};
 pub use finding::{Finding, Kind};

@@ -4,7 +4,7 @@ use super::compile::Compiler;
 use super::{Queue, capability, driver};
 use crate::error::{Error, Result};
 use crate::gpu::{Launch, MAX_ARGS, source};
-use cudarc::driver::{result, sys};
+use cudarc::driver::{CudaStream, result, sys};
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_void};
 use std::sync::{Mutex, PoisonError};
@@ -15,7 +15,6 @@ const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
 /// The modules, each loaded at first use.
 #[derive(Debug)]
 pub(super) struct Kernels {
-    queue: Queue,
     compiler: Compiler,
     capability: (u32, u32),
     modules: Mutex<BTreeMap<&'static str, Module>>,
@@ -41,8 +40,8 @@ unsafe impl Send for Module {}
 
 impl Kernels {
     pub(super) fn new(queue: &Queue, compiler: Compiler) -> Result<Self> {
-        let (queue, capability) = (queue.clone(), capability(queue)?);
-        Ok(Self { queue, compiler, capability, modules: Mutex::default() })
+        let capability = capability(queue)?;
+        Ok(Self { compiler, capability, modules: Mutex::default() })
     }
 
     /// Loads a module now.
@@ -78,8 +77,8 @@ impl Kernels {
         }
     }
 
-    /// Queues a kernel.
-    pub(super) fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+    /// Queues a kernel on a stream.
+    pub(super) fn launch(&self, launch: &Launch<'_>, stream: &CudaStream) -> Result<()> {
         let entry = {
             let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
             self.module(&mut modules, launch.module)?.entry(launch)?
@@ -103,7 +102,7 @@ impl Kernels {
                 (gx, gy, gz),
                 (bx, by, bz),
                 launch.shared,
-                self.queue.stream.cu_stream(),
+                stream.cu_stream(),
                 &mut params[..launch.args.len()],
             )
         }

@@ -1,9 +1,10 @@
-//! Device memory, and page-locked host memory on the way to it.
+//! Device memory, and copies within it.
 
 use super::{Queue, driver};
 use crate::error::{Error, Result, check_len};
-use cudarc::driver::{CudaEvent, result, sys};
-use std::sync::{Mutex, PoisonError};
+use cudarc::driver::{CudaEvent, CudaStream, result, sys};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Bytes of device memory, freed when dropped.
 #[derive(Debug)]
@@ -11,6 +12,8 @@ pub struct Memory {
     address: u64,
     bytes: usize,
     queue: Queue,
+    /// Ranges that the copying stream still reads, each until its event.
+    leaving: Mutex<Vec<(Range<usize>, Arc<CudaEvent>)>>,
 }
 
 impl Memory {
@@ -21,7 +24,7 @@ impl Memory {
             op: "alloc",
             what: format!("{bytes} bytes on the device: {error:?}"),
         })?;
-        Ok(Self { address, bytes, queue: queue.clone() })
+        Ok(Self { address, bytes, queue: queue.clone(), leaving: Mutex::default() })
     }
 
     /// Address of the first byte.
@@ -34,13 +37,37 @@ impl Memory {
         check_len("device memory", "range", offset.saturating_add(len), self.bytes)?;
         Ok(self.address + offset as u64)
     }
+
+    /// As [`Memory::range`], to be overwritten: the computing stream first waits for copies that still read it.
+    pub(super) fn range_mut(&self, offset: usize, len: usize) -> Result<u64> {
+        let address = self.range(offset, len)?;
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        let overlaps = |range: &Range<usize>| range.start < offset + len && offset < range.end;
+        for (_, done) in leaving.iter().filter(|(range, _)| overlaps(range)) {
+            self.queue.stream.wait(done).map_err(driver("wait"))?;
+        }
+        leaving.retain(|(range, done)| !overlaps(range) && !done.is_complete());
+        Ok(address)
+    }
+
+    /// The copying stream reads a range until `done`.
+    pub(super) fn leaves(&self, range: Range<usize>, done: Arc<CudaEvent>) {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).push((range, done));
+    }
+
+    /// Waits until the copying stream reads nothing here.
+    fn left(&mut self) -> Result<()> {
+        let leaving = self.leaving.get_mut().unwrap_or_else(PoisonError::into_inner);
+        leaving.drain(..).try_for_each(|(_, done)| done.synchronize().map_err(driver("event")))
+    }
 }
 
 impl Drop for Memory {
     fn drop(&mut self) {
         // Queued work may still use it. After a failed wait the context is lost and with it the memory.
-        if self.queue.enter().and_then(|()| self.queue.wait()).is_ok() {
-            // SAFETY: the address came from `malloc_sync`, is freed once, and no queued work is left.
+        let idle = self.queue.enter().and_then(|()| self.queue.wait()).and_then(|()| self.left());
+        if idle.is_ok() {
+            // SAFETY: the address came from `malloc_sync`, is freed once, and no queued work or copy is left.
             let _ = unsafe { result::free_sync(self.address) };
         }
     }
@@ -76,7 +103,7 @@ impl Pitch {
 
 /// `rows` rows of `width` bytes from `src` to `dst`; the caller has checked both windows.
 pub(super) fn copy_rows(
-    queue: &Queue,
+    stream: &CudaStream,
     dst: Pitch,
     src: Pitch,
     (width, rows): (usize, usize),
@@ -102,109 +129,7 @@ pub(super) fn copy_rows(
     };
     // SAFETY: the description is read before the call returns; both windows lie in live device memory, checked by
     // the operation that asked, whose drop waits for the stream.
-    unsafe { sys::cuMemcpy2DAsync_v2(&raw const what, queue.stream.cu_stream()) }
+    unsafe { sys::cuMemcpy2DAsync_v2(&raw const what, stream.cu_stream()) }
         .result()
         .map_err(driver("copy"))
-}
-
-/// Bytes of one staging buffer.
-const PIECE: usize = 4 << 20;
-
-/// Two page-locked buffers through which writes and reads go in turns: one is filled while the device
-/// still copies the other.
-#[derive(Debug)]
-pub(super) struct Staging {
-    queue: Queue,
-    buffers: Mutex<Turns>,
-}
-
-#[derive(Debug)]
-struct Turns {
-    pieces: [Piece; 2],
-    next: usize,
-}
-
-/// One page-locked buffer of [`PIECE`] bytes.
-#[derive(Debug)]
-struct Piece {
-    bytes: *mut u8,
-    /// The device is done with the buffer.
-    done: CudaEvent,
-}
-
-// SAFETY: the pointer is to memory that this value alone owns; page-locked memory belongs to no thread.
-unsafe impl Send for Piece {}
-
-impl Piece {
-    fn new(queue: &Queue) -> Result<Self> {
-        let done = queue.context.new_event(None).map_err(driver("event"))?;
-        // SAFETY: the memory is written before it is read; it is freed once, by `drop`.
-        let bytes = unsafe { result::malloc_host(PIECE, 0) }.map_err(driver("pinned memory"))?;
-        Ok(Self { bytes: bytes.cast(), done })
-    }
-
-    /// The first `len <= PIECE` bytes, after the device is done with them.
-    fn take(&mut self, len: usize) -> Result<&mut [u8]> {
-        self.done.synchronize().map_err(driver("event"))?;
-        // SAFETY: the buffer has PIECE initialised or never-read bytes, this value owns it, and the device, which
-        // was the only other user, has passed the event recorded after its last copy.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.bytes, len.min(PIECE)) })
-    }
-}
-
-impl Drop for Piece {
-    fn drop(&mut self) {
-        if self.done.synchronize().is_ok() {
-            // SAFETY: the memory came from `malloc_host`, is freed once, and the device is done with it.
-            let _ = unsafe { result::free_host(self.bytes.cast()) };
-        }
-    }
-}
-
-impl Staging {
-    pub(super) fn new(queue: &Queue) -> Result<Self> {
-        let pieces = [Piece::new(queue)?, Piece::new(queue)?];
-        Ok(Self { queue: queue.clone(), buffers: Mutex::new(Turns { pieces, next: 0 }) })
-    }
-
-    /// Queues `src` to `address` on; returns when `src` has been taken over.
-    pub(super) fn write(&self, address: u64, src: &[u8]) -> Result<()> {
-        let mut turns = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-        for (i, from) in src.chunks(PIECE).enumerate() {
-            let piece = turns.turn();
-            let staged = piece.take(from.len())?;
-            staged.copy_from_slice(from);
-            let at = address + (i * PIECE) as u64;
-            // SAFETY: the destination lies in live device memory (checked by `Memory::range`); the source is
-            // page-locked and not touched again before `done`, recorded next, has passed.
-            unsafe { result::memcpy_htod_async(at, staged, self.queue.stream.cu_stream()) }
-                .map_err(driver("write"))?;
-            piece.done.record(&self.queue.stream).map_err(driver("event"))?;
-        }
-        Ok(())
-    }
-
-    /// `dst` from `address` on; waits.
-    pub(super) fn read(&self, address: u64, dst: &mut [u8]) -> Result<()> {
-        let mut turns = self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
-        for (i, to) in dst.chunks_mut(PIECE).enumerate() {
-            let piece = turns.turn();
-            let staged = piece.take(to.len())?;
-            let at = address + (i * PIECE) as u64;
-            // SAFETY: the source lies in live device memory (checked by `Memory::range`); the destination is
-            // page-locked, this call's alone, and read only after the wait below.
-            unsafe { result::memcpy_dtoh_async(staged, at, self.queue.stream.cu_stream()) }
-                .map_err(driver("read"))?;
-            self.queue.wait()?;
-            to.copy_from_slice(staged);
-        }
-        Ok(())
-    }
-}
-
-impl Turns {
-    fn turn(&mut self) -> &mut Piece {
-        self.next = (self.next + 1) % self.pieces.len();
-        &mut self.pieces[self.next]
-    }
 }

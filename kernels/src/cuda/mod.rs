@@ -1,14 +1,17 @@
 //! The CUDA device on cudarc, which loads every library at run time and links to none.
 //!
 //! Owns the libraries' presence ([`libraries`], [`Cuda::open`] looks before it calls: cudarc panics on a missing
-//! one), memory and staging (`memory.rs`), compilation of the device code (`compile.rs`), kernels (`kernels.rs`)
-//! and dense products (`product.rs`). One context, one stream; calls may come from any thread.
+//! one), memory (`memory.rs`), copies to and from the host (`transfer.rs`), compilation of the device code
+//! (`compile.rs`), kernels (`kernels.rs`), dense products (`product.rs`) and graphs (`graph.rs`). One context, one
+//! stream that computes, and one beside it that copies what has left ([`Device::evict`]); calls may come from any
+//! thread.
 //!
 //! Compiled in every build. It has never run: no machine of the project has a GPU.
 #![expect(unsafe_code, reason = "the driver's interface")]
 
+use crate::backend::Coming;
 use crate::error::{Error, Result};
-use crate::gpu::{Device, Gpu, Launch, Product};
+use crate::gpu::{Device, Gpu, Launch, Product, Work};
 use crate::nccl::{Handles, SUM_KERNEL};
 use cudarc::driver::{CudaContext, CudaStream};
 use std::path::PathBuf;
@@ -17,9 +20,11 @@ use std::sync::Arc;
 pub mod compile;
 #[cfg(feature = "flash-attn")]
 mod flash;
+mod graph;
 mod kernels;
 mod memory;
 mod product;
+mod transfer;
 
 pub use memory::Memory;
 
@@ -91,17 +96,22 @@ pub struct Description {
 #[derive(Debug)]
 pub struct Cuda {
     // Dropped in this order: what lives in the context before the context's last owner.
+    graphs: graph::Graphs,
     products: product::Products,
     kernels: kernels::Kernels,
-    staging: memory::Staging,
+    staging: transfer::Staging,
+    downloads: transfer::Downloads,
     queue: Queue,
 }
 
-/// The context and its one stream, shared by everything that lives in them.
+/// The context and its streams, shared by everything that lives in them.
 #[derive(Debug, Clone)]
 struct Queue {
     context: Arc<CudaContext>,
+    /// Computes, in the order of the calls.
     stream: Arc<CudaStream>,
+    /// Copies what has left to the host.
+    copies: Arc<CudaStream>,
 }
 
 impl Queue {
@@ -110,7 +120,7 @@ impl Queue {
         self.context.bind_to_thread().map_err(driver("context"))
     }
 
-    /// Waits for all queued work.
+    /// Waits for all work on the computing stream.
     fn wait(&self) -> Result<()> {
         self.stream.synchronize().map_err(driver("synchronize"))
     }
@@ -133,12 +143,15 @@ impl Cuda {
         }
         let context = CudaContext::new(ordinal).map_err(driver("context"))?;
         let stream = context.new_stream().map_err(driver("stream"))?;
-        let queue = Queue { context, stream };
+        let copies = context.new_stream().map_err(driver("stream"))?;
+        let queue = Queue { context, stream, copies };
         let compiler = compile::Compiler { cache, cubins };
         Ok(Self {
+            graphs: graph::Graphs::new(&queue)?,
             products: product::Products::new(&queue)?,
             kernels: kernels::Kernels::new(&queue, compiler)?,
-            staging: memory::Staging::new(&queue)?,
+            staging: transfer::Staging::new(&queue),
+            downloads: transfer::Downloads::new(&queue),
             queue,
         })
     }
@@ -208,7 +221,7 @@ impl Device for Cuda {
 
     fn write(&self, dst: &Memory, offset: usize, src: &[u8]) -> Result<()> {
         self.queue.enter()?;
-        self.staging.write(dst.range(offset, src.len())?, src)
+        self.staging.write(dst.range_mut(offset, src.len())?, src)
     }
 
     fn read(&self, src: &Memory, offset: usize, dst: &mut [u8]) -> Result<()> {
@@ -218,7 +231,7 @@ impl Device for Cuda {
 
     fn zero(&self, dst: &Memory, offset: usize, len: usize) -> Result<()> {
         self.queue.enter()?;
-        memory::zero(&self.queue, dst.range(offset, len)?, len)
+        memory::zero(&self.queue, dst.range_mut(offset, len)?, len)
     }
 
     fn copy(
@@ -228,17 +241,54 @@ impl Device for Cuda {
         len: usize,
     ) -> Result<()> {
         self.queue.enter()?;
-        memory::copy(&self.queue, dst.range(dst_offset, len)?, src.range(src_offset, len)?, len)
+        let (to, from) = (dst.range_mut(dst_offset, len)?, src.range(src_offset, len)?);
+        memory::copy(&self.queue, to, from, len)
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         self.queue.enter()?;
-        self.kernels.launch(launch)
+        self.kernels.launch(launch, &self.queue.stream)
     }
 
     fn product(&self, product: &Product) -> Result<()> {
         self.queue.enter()?;
-        self.products.run(product)
+        self.products.run(product, &self.queue.stream)
+    }
+
+    fn begin_read(&self, src: &Memory, offset: usize, len: usize) -> Result<Box<dyn Coming>> {
+        self.queue.enter()?;
+        let download = self.downloads.begin(&self.queue.stream, (src.range(offset, len)?, len))?;
+        Ok(Box::new(download))
+    }
+
+    fn evict(&self, src: &Memory, offset: usize, len: usize) -> Result<Box<dyn Coming>> {
+        self.queue.enter()?;
+        let address = src.range(offset, len)?;
+        self.queue.copies.join(&self.queue.stream).map_err(driver("event"))?;
+        let download = self.downloads.begin(&self.queue.copies, (address, len))?;
+        src.leaves(offset..offset + len, download.done());
+        Ok(Box::new(download))
+    }
+
+    fn capture(&self, number: u64, list: &[Work]) -> Result<bool> {
+        self.queue.enter()?;
+        let record = |stream: &CudaStream| {
+            list.iter().try_for_each(|work| {
+                let product = |product: &Product| self.products.run(product, stream);
+                work.give(|launch| self.kernels.launch(launch, stream), product)
+            })
+        };
+        Ok(self.graphs.capture(number, record, || self.products.padded_copies()))
+    }
+
+    fn replay(&self, number: u64) -> Result<()> {
+        self.queue.enter()?;
+        self.graphs.replay(number)
+    }
+
+    fn forget(&self, number: u64) -> Result<()> {
+        self.queue.enter()?;
+        self.graphs.forget(number)
     }
 
     #[cfg(feature = "flash-attn")]
@@ -257,6 +307,7 @@ impl Drop for Cuda {
     fn drop(&mut self) {
         // Nothing may be freed under running work; an error here has been or will be told by a read.
         let _ = self.queue.enter().and_then(|()| self.queue.wait());
+        let _ = self.queue.copies.synchronize();
     }
 }
 

@@ -13,9 +13,10 @@ use super::memory::{self, Memory, Pitch};
 use crate::error::{Error, Result};
 use crate::gpu::{Operand, Output, OutputType, Product};
 use cudarc::cublaslt::{result, sys};
+use cudarc::driver::CudaStream;
 use std::collections::BTreeMap;
 use std::ffi::c_void;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Rows of an invariant product's calls: a multiple of this.
 const BUCKET: usize = Product::BUCKET;
@@ -54,9 +55,12 @@ pub(super) struct Products {
 struct State {
     algorithms: BTreeMap<Key, sys::cublasLtMatmulAlgo_t>,
     /// Padded rows of `A` and of the result.
-    padded: [Option<Memory>; 2],
+    padded: Padded,
     padded_bytes: [usize; 2],
 }
+
+/// Padded copies; a graph shares those that it was made with, so a larger one does not free them.
+pub(super) type Padded = [Option<Arc<Memory>>; 2];
 
 /// Destroyed when dropped.
 #[derive(Debug)]
@@ -82,18 +86,26 @@ impl Products {
         Ok(Self { queue: queue.clone(), handle, workspace, state: Mutex::default() })
     }
 
-    /// Queues a product.
-    pub(super) fn run(&self, p: &Product) -> Result<()> {
+    /// The padded copies that products use now.
+    pub(super) fn padded_copies(&self) -> Padded {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).padded.clone()
+    }
+
+    /// Queues a product on a stream: the computing one, or one that is captured to run there.
+    pub(super) fn run(&self, p: &Product, stream: &CudaStream) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let algorithm = self.algorithm(&mut state, p)?;
         if !p.invariant {
-            return self.call(p, &algorithm);
+            return self.call(p, &algorithm, stream);
         }
         let whole = p.m / BUCKET * BUCKET;
         if whole > 0 {
-            self.call(&Product { m: whole, ..*p }, &algorithm)?;
+            self.call(&Product { m: whole, ..*p }, &algorithm, stream)?;
         }
-        if whole < p.m { self.last_rows(&mut state, p, whole, &algorithm) } else { Ok(()) }
+        if whole == p.m {
+            return Ok(());
+        }
+        self.last_rows(&mut state, (p, whole), &algorithm, stream)
     }
 
     /// The rows from `first` on, fewer than [`BUCKET`], through padded copies. What lies in the padding is finite
@@ -101,9 +113,9 @@ impl Products {
     fn last_rows(
         &self,
         state: &mut State,
-        p: &Product,
-        first: usize,
+        (p, first): (&Product, usize),
         algorithm: &sys::cublasLtMatmulAlgo_t,
+        stream: &CudaStream,
     ) -> Result<()> {
         let rows = p.m - first;
         let [a_bytes, out_bytes] = p.padded_rows();
@@ -114,9 +126,9 @@ impl Products {
         let a_pad = Pitch { address: self.padded(state, 0, BUCKET * a_bytes)?, bytes: a_bytes };
         let out_pad =
             Pitch { address: self.padded(state, 1, BUCKET * out_bytes)?, bytes: out_bytes };
-        memory::copy_rows(&self.queue, a_pad, a_row, (2 * p.k, rows))?;
+        memory::copy_rows(stream, a_pad, a_row, (2 * p.k, rows))?;
         if p.accumulate {
-            memory::copy_rows(&self.queue, out_pad, out_row, (size * p.n, rows))?;
+            memory::copy_rows(stream, out_pad, out_row, (size * p.n, rows))?;
         }
         let padded = Product {
             m: BUCKET,
@@ -124,8 +136,8 @@ impl Products {
             out: Output { address: out_pad.address, stride: out_stride, ..p.out },
             ..*p
         };
-        self.call(&padded, algorithm)?;
-        memory::copy_rows(&self.queue, out_row, out_pad, (size * p.n, rows))
+        self.call(&padded, algorithm, stream)?;
+        memory::copy_rows(stream, out_row, out_pad, (size * p.n, rows))
     }
 
     /// Address of a padded copy of at least `bytes`, zeroed when it grows.
@@ -135,10 +147,10 @@ impl Products {
             state.padded_bytes[which] = 0;
             let memory = Memory::new(&self.queue, bytes)?;
             memory::zero(&self.queue, memory.address(), bytes)?;
-            state.padded[which] = Some(memory);
+            state.padded[which] = Some(Arc::new(memory));
             state.padded_bytes[which] = bytes;
         }
-        Ok(state.padded[which].as_ref().map_or(0, Memory::address))
+        Ok(state.padded[which].as_ref().map_or(0, |memory| memory.address()))
     }
 
     /// The remembered algorithm of a product, or the heuristic's first choice.
@@ -168,7 +180,12 @@ impl Products {
         Ok(found.algo)
     }
 
-    fn call(&self, p: &Product, algorithm: &sys::cublasLtMatmulAlgo_t) -> Result<()> {
+    fn call(
+        &self,
+        p: &Product,
+        algorithm: &sys::cublasLtMatmulAlgo_t,
+        stream: &CudaStream,
+    ) -> Result<()> {
         let plan = Plan::new(p)?;
         let (alpha, beta) = (1.0f32, if p.accumulate { 1.0f32 } else { 0.0 });
         let [first, second, out] = plan.layouts.each_ref().map(|layout| layout.0);
@@ -193,7 +210,7 @@ impl Products {
                 algorithm,
                 at(self.workspace.address()),
                 WORKSPACE,
-                self.queue.stream.cu_stream().cast(),
+                stream.cu_stream().cast(),
             )
         }
         .map_err(failed)

@@ -3,6 +3,7 @@
 use super::{Device, GpuBuf};
 use crate::backend::{Element, Mat, MatMut};
 use crate::error::{Error, Result};
+use std::hash::{Hash, Hasher};
 
 /// Most arguments of a kernel.
 pub const MAX_ARGS: usize = 32;
@@ -11,8 +12,8 @@ const MAX_THREADS: u64 = 1024;
 /// Most blocks in the second and third direction.
 const MAX_BLOCKS_YZ: u32 = 65_535;
 
-/// One argument of a kernel, by value.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// One argument of a kernel, by value; equal when the bytes are.
+#[derive(Debug, Clone, Copy)]
 pub enum Arg {
     /// A device address; zero is the null pointer.
     Pointer(u64),
@@ -61,6 +62,22 @@ impl Arg {
             Self::U32(v) => u64::from(v),
             Self::F32(v) => u64::from(v.to_bits()),
         }
+    }
+}
+
+impl PartialEq for Arg {
+    fn eq(&self, other: &Self) -> bool {
+        let kind = std::mem::discriminant::<Self>;
+        (kind(self), self.bits()) == (kind(other), other.bits())
+    }
+}
+
+impl Eq for Arg {}
+
+impl Hash for Arg {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        std::mem::discriminant(self).hash(state);
+        self.bits().hash(state);
     }
 }
 

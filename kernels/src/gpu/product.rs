@@ -4,7 +4,7 @@
 ///
 /// On CUDA the order of a sum is the library's; with [`Product::invariant`] it is the same for every row
 /// of every call with the same `n`, `k`, operand kinds, strides and alignments, whatever `m`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Product {
     /// Rows of the result.
     pub m: usize,
@@ -25,7 +25,7 @@ pub struct Product {
 }
 
 /// A `bf16` matrix that is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Operand {
     /// Device address of its first element.
     pub address: u64,
@@ -36,7 +36,7 @@ pub struct Operand {
 }
 
 /// The matrix that is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Output {
     /// Device address of its first element.
     pub address: u64,
@@ -47,7 +47,7 @@ pub struct Output {
 }
 
 /// Element of a product's result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum OutputType {
     /// Rounded to nearest, ties to even.
     Bf16,

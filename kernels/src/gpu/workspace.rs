@@ -1,8 +1,9 @@
 //! Scratch memory that the operations share, one at a time.
 
-use super::{Arg, Device};
+use super::{Arg, Device, Gpu};
+use crate::backend::Backend;
 use crate::error::{Error, Result};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{MutexGuard, PoisonError};
 
 /// Alignment of each piece.
 const ALIGN: usize = 256;
@@ -17,11 +18,8 @@ pub struct Workspace<'a, D: Device, const N: usize> {
 }
 
 impl<'a, D: Device, const N: usize> Workspace<'a, D, N> {
-    pub(super) fn take(
-        device: &D,
-        scratch: &'a Mutex<Option<(D::Memory, usize)>>,
-        bytes: [usize; N],
-    ) -> Result<Self> {
+    pub(super) fn take(gpu: &'a Gpu<D>, bytes: [usize; N]) -> Result<Self> {
+        let (device, scratch) = (&gpu.0.device, &gpu.0.scratch);
         let mut offsets = [0; N];
         let mut total = 0usize;
         for (offset, bytes) in offsets.iter_mut().zip(bytes) {
@@ -37,7 +35,8 @@ impl<'a, D: Device, const N: usize> Workspace<'a, D, N> {
         // A thread that died while holding it left no state behind: the content is undefined anyway.
         let mut held = scratch.lock().unwrap_or_else(PoisonError::into_inner);
         if total > 0 && held.as_ref().is_none_or(|(_, there)| *there < total) {
-            *held = None; // frees the old memory before the new is taken
+            gpu.flush()?; // what is held back still uses the old memory
+            *held = None; // frees it before the new is taken
             *held = Some((device.alloc(total)?, total));
         }
         let base = held.as_ref().map_or(0, |(memory, _)| device.address(memory));

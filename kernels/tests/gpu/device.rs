@@ -3,9 +3,10 @@
 //! Every launch is also held to `kernels/cu/limits.toml`: the machine code is judged there for blocks of so many
 //! threads, and so much shared memory that a launch brings. The launchers must not ask for more.
 
-use emulator::{Emulator, Mode};
+use emulator::{Copies, Emulator, Mode};
+use kernels::backend::Coming;
 use kernels::cuda::{Cuda, Options};
-use kernels::gpu::{Device, Flash, Launch, Product};
+use kernels::gpu::{Device, Flash, Launch, Product, Work};
 use kernels::{Error, Result};
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -71,6 +72,13 @@ impl TestDevice {
     pub(crate) fn set_order(&self, seed: u32) {
         if let Self::Emulator(device) = self {
             device.set_order(seed);
+        }
+    }
+
+    /// When what leaves is copied, which a GPU decides itself.
+    pub(crate) fn set_copies(&self, copies: Copies) {
+        if let Self::Emulator(device) = self {
+            device.set_copies(copies);
         }
     }
 
@@ -165,6 +173,35 @@ impl Device for TestDevice {
         match self {
             Self::Emulator(device) => device.flash(call),
             Self::Cuda(device) => device.flash(call),
+        }
+    }
+
+    fn begin_read(&self, src: &TestMemory, offset: usize, len: usize) -> Result<Box<dyn Coming>> {
+        on!(self, src, device => device.begin_read(src, offset, len))
+    }
+
+    fn evict(&self, src: &TestMemory, offset: usize, len: usize) -> Result<Box<dyn Coming>> {
+        on!(self, src, device => device.evict(src, offset, len))
+    }
+
+    fn capture(&self, number: u64, list: &[Work]) -> Result<bool> {
+        match self {
+            Self::Emulator(device) => device.capture(number, list),
+            Self::Cuda(device) => device.capture(number, list),
+        }
+    }
+
+    fn replay(&self, number: u64) -> Result<()> {
+        match self {
+            Self::Emulator(device) => device.replay(number),
+            Self::Cuda(device) => device.replay(number),
+        }
+    }
+
+    fn forget(&self, number: u64) -> Result<()> {
+        match self {
+            Self::Emulator(device) => device.forget(number),
+            Self::Cuda(device) => device.forget(number),
         }
     }
 }

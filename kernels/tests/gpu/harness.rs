@@ -32,6 +32,11 @@ pub(crate) fn own() -> Emulated {
     open(Mode::Fast, &[])
 }
 
+/// A device that makes graphs of what repeats.
+pub(crate) fn with_graphs(kept: usize) -> Emulated {
+    Gpu::with_graphs(TestDevice::open(Mode::Fast, &[]), kept).unwrap()
+}
+
 fn open(mode: Mode, faults: &[&str]) -> Emulated {
     Gpu::new(TestDevice::open(mode, faults)).unwrap()
 }

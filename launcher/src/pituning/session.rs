@@ -52,7 +52,7 @@ impl EventSession {
         env: &Env,
         comm: &dyn Communicator,
     ) -> anyhow::Result<Self> {
-        let device = Device::open(config.engine.device, env, comm)?;
+        let device = Device::open((config.engine.device, config.engine.graphs), env, comm)?;
         let (mut data, truth, notes) = data_of(&config)?;
         data.users.truncate(config.data.users.unwrap_or(usize::MAX));
         anyhow::ensure!(!data.users.is_empty(), "no person is left in the data");

@@ -372,6 +372,14 @@ pub(super) const ENGINE: &[Key] = &[
     ),
     // Exact in real numbers, but it changes the order of additions.
     key("shared_prefix", Kind::Bool, Is("true"), Result, "compute a user's common prefix once"),
+    // Off until a GPU has shown it.
+    key(
+        "graphs",
+        Kind::Bool,
+        Is("false"),
+        Placement,
+        "on a GPU: one call for launches that repeat",
+    ),
 ];
 
 const PREDICT: &[Key] = &[

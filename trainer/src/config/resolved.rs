@@ -367,6 +367,8 @@ pub struct Engine {
     pub recompute: Recompute,
     /// Compute a user's common prefix once.
     pub shared_prefix: bool,
+    /// On a GPU: launches that repeat become one call.
+    pub graphs: bool,
 }
 
 /// What a rank computes on.

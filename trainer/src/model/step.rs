@@ -8,6 +8,7 @@ use super::pass::{Adapters, Pass};
 use super::places::TrunkPlaces;
 use super::sites::Part;
 use super::{Error, Result};
+use kernels::backend::Pending;
 use kernels::{Backend, Mat, MatMut, Ops, embedding, loss};
 
 /// Told of each block whose backward was given to the backend in full, the last block first: its number, the backend and
@@ -94,10 +95,35 @@ impl<B: Ops> Stepper<B> {
         adapters: Adapters<'_, B>,
         watched: (&mut B::Buf<f32>, Option<Passed<'_, B>>),
     ) -> Result<&[f32]> {
+        self.forward_and_back(net, batch, adapters, watched)?;
+        self.read_losses(net)
+    }
+
+    /// As [`Stepper::train`], without waiting for the losses.
+    ///
+    /// # Errors
+    /// As [`Stepper::train`].
+    pub fn begin_train(
+        &mut self,
+        net: &Network<B>,
+        batch: &Batch,
+        adapters: Adapters<'_, B>,
+        grads: &mut B::Buf<f32>,
+    ) -> Result<Pending<f32>> {
+        self.forward_and_back(net, batch, adapters, (grads, None))?;
+        Ok(net.backend().begin_read(&self.acts.scratch.losses, 0, self.batch.outputs.rows)?)
+    }
+
+    fn forward_and_back(
+        &mut self,
+        net: &Network<B>,
+        batch: &Batch,
+        adapters: Adapters<'_, B>,
+        watched: (&mut B::Buf<f32>, Option<Passed<'_, B>>),
+    ) -> Result<()> {
         self.forward(net, batch, adapters)?;
         self.loss(net, true)?;
-        self.backward_watched(net, (adapters, None), watched)?;
-        self.read_losses(net)
+        self.backward_watched(net, (adapters, None), watched)
     }
 
     /// Last hidden states of the output rows (before the final norm), in the last block's buffer.

@@ -13,6 +13,7 @@ use crate::model::step::{Passed, Stepper};
 use crate::pack::{ClassLoss, Packer};
 use crate::prompt::Example;
 use kernels::Ops;
+use kernels::backend::Pending;
 use kernels::lora::Segment;
 use kernels::optim::{AdamW, Update};
 
@@ -62,6 +63,19 @@ pub trait Model<B: Ops> {
     ) -> Result<&[f32]> {
         self.train(batch, of, grads)
     }
+
+    /// As [`Model::train`], for losses that are waited for later; a model without a device waits at once.
+    ///
+    /// # Errors
+    /// As [`Model::train`].
+    fn begin_train(
+        &mut self,
+        batch: &Batch,
+        of: (&SiteLists, &B::Buf<f32>),
+        grads: &mut B::Buf<f32>,
+    ) -> Result<Pending<f32>> {
+        Ok(Pending::ready(self.train(batch, of, grads)?.to_vec()))
+    }
     /// Forward of a checked pack alone.
     ///
     /// # Errors
@@ -109,6 +123,17 @@ impl<B: Ops> Model<B> for Language<'_, B> {
         let adapters = Adapters { layouts: lists.layouts(), params };
         let Self { net, stepper } = self;
         Ok(stepper.train_watched(net, batch, adapters, (grads, Some(passed)))?)
+    }
+
+    fn begin_train(
+        &mut self,
+        batch: &Batch,
+        (lists, params): (&SiteLists, &B::Buf<f32>),
+        grads: &mut B::Buf<f32>,
+    ) -> Result<Pending<f32>> {
+        let adapters = Adapters { layouts: lists.layouts(), params };
+        let Self { net, stepper } = self;
+        Ok(stepper.begin_train(net, batch, adapters, grads)?)
     }
 
     fn losses(
@@ -229,6 +254,42 @@ impl<'a, B: Ops, M: Model<B>> Engine<'a, B, M> {
         Ok(self.backend().read(&self.buffers.params, self.slabs.offset(slot), adapter)?)
     }
 
+    /// As [`Engine::read`] of the first `len` parameters, for somebody who waits later.
+    ///
+    /// # Errors
+    /// When the slot has fewer.
+    pub fn begin_read(&self, slot: Slot, len: usize) -> Result<Pending<f32>> {
+        Ok(self.backend().begin_read(&self.buffers.params, self.slabs.offset(slot), len)?)
+    }
+
+    /// As [`Engine::begin_read`], of an adapter that leaves: until the next [`Engine::load`] of the slot, which is put
+    /// after the copy without waiting for it, nobody may be trained or asked there.
+    ///
+    /// # Errors
+    /// When the slot has fewer.
+    pub fn evict(&mut self, slot: Slot, len: usize) -> Result<Pending<f32>> {
+        let (backend, offset) = (self.model.trunk().backend(), self.slabs.offset(slot));
+        Ok(backend.evict(&mut self.buffers.params, offset, len)?)
+    }
+
+    /// Asks something of an adapter that has left, in a slot whose own parameters are put aside meanwhile.
+    ///
+    /// # Errors
+    /// When the adapter is larger than the slot, and what `ask` says.
+    pub fn ask_again<R>(
+        &mut self,
+        (slot, adapter): (Slot, &[f32]),
+        ask: impl FnOnce(&mut Self) -> Result<R>,
+    ) -> Result<R> {
+        let mut own = vec![0.0; self.slabs.capacity()];
+        self.read(slot, &mut own)?;
+        let offset = self.slabs.offset(slot);
+        self.model.trunk().backend().write(&mut self.buffers.params, offset, adapter)?;
+        let answer = ask(self);
+        self.model.trunk().backend().write(&mut self.buffers.params, offset, &own)?;
+        answer
+    }
+
     /// A slot's gradient.
     ///
     /// # Errors
@@ -305,6 +366,16 @@ impl<'a, B: Ops, M: Model<B>> Engine<'a, B, M> {
         self.model.train_watched(packer.batch(), of, (&mut self.buffers.grads, passed))
     }
 
+    /// As [`Engine::train`], without waiting for the losses.
+    ///
+    /// # Errors
+    /// When the pack is inconsistent.
+    pub fn begin_train(&mut self, packer: &Packer) -> Result<Pending<f32>> {
+        self.check(packer)?;
+        let of = (self.lists, &self.buffers.params);
+        self.model.begin_train(packer.batch(), of, &mut self.buffers.grads)
+    }
+
     /// Forward of a pack alone.
     ///
     /// # Errors
@@ -330,6 +401,20 @@ impl<'a, B: Ops, M: Model<B>> Engine<'a, B, M> {
     /// # Errors
     /// When updates are out of order or leave the slabs.
     pub fn update(&mut self, updates: &[Update], norms: &mut [f32]) -> Result<()> {
+        self.queue_update(updates)?;
+        Ok(self.backend().read(&self.buffers.norms, 0, norms)?)
+    }
+
+    /// As [`Engine::update`], without waiting for the norms.
+    ///
+    /// # Errors
+    /// As [`Engine::update`].
+    pub fn begin_update(&mut self, updates: &[Update]) -> Result<Pending<f32>> {
+        self.queue_update(updates)?;
+        Ok(self.backend().begin_read(&self.buffers.norms, 0, updates.len())?)
+    }
+
+    fn queue_update(&mut self, updates: &[Update]) -> Result<()> {
         Update::check_all(updates, self.slabs.slab_len())?;
         let (backend, b) = (self.model.trunk().backend(), &mut self.buffers);
         backend.write(&mut b.updates, 0, updates)?;
@@ -342,6 +427,6 @@ impl<'a, B: Ops, M: Model<B>> Engine<'a, B, M> {
             v: &mut b.v,
             norms: &mut b.norms,
         })?;
-        Ok(backend.read(&b.norms, 0, norms)?)
+        Ok(())
     }
 }

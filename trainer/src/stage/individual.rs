@@ -1,9 +1,11 @@
 //! The individual stage: every user's own adapter, many users in one packed batch.
 //!
-//! Reads like the picture: admit users to free slots; pack the due micro-batches; step; AdamW on the
-//! users whose micro-batch is complete; finished users leave to the caller's commit. Nothing here
-//! depends on which users are in flight together, so the bytes of an adapter are the same alone and
-//! among thousands (`docs/design.md` section 4, invariant 1).
+//! Reads like the picture: admit users to free slots; pack the due micro-batches; queue the step and
+//! AdamW on the users whose micro-batch is complete; while the device works, commit those who finished
+//! with the pack before and prepare those who come after this one; take losses and norms, one wait a
+//! pack; finished users leave their slots. Nothing here depends on which users are in flight together,
+//! so the bytes of an adapter are the same alone and among thousands (`docs/design.md` section 4,
+//! invariant 1).
 
 use super::engine::{Engine, Model};
 use super::trainee::{Job, Outcome, Trainee};
@@ -11,8 +13,13 @@ use super::{Error, Result};
 use crate::ids::Slot;
 use crate::pack::{Packer, Piece, Share};
 use kernels::Ops;
+use kernels::backend::Pending;
 use kernels::optim::Update;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Bytes of adapters on their way to the host beyond which the oldest is waited for first.
+const LEAVING_BYTES: usize = 256 << 20;
 
 /// What the stage tells while it runs; the caller makes events and progress of it.
 pub trait Watch {
@@ -45,7 +52,8 @@ pub struct PackRules {
     pub share_prefixes: bool,
 }
 
-/// Trains every job; users join as slots come free, in the order of `jobs`.
+/// Trains every job; users join as slots come free, in the order of `jobs`. However it ends, whoever finished has left
+/// to [`Watch::left`].
 ///
 /// # Errors
 /// What the engine or [`Watch::left`] says; a user's own trouble is an [`Outcome`], never an error.
@@ -62,23 +70,16 @@ pub fn run<B: Ops, M: Model<B>>(
         next_seat: 0,
         packer: Packer::new(rules.share_prefixes),
         due: Vec::new(),
+        prepared: VecDeque::new(),
+        leaving: VecDeque::new(),
     };
     flight.seats.resize_with(engine.slabs.num_slots() as usize, || None);
-    loop {
-        flight.admit(engine, jobs, watch)?;
-        if flight.seats.iter().all(Option::is_none) {
-            return Ok(End::Complete);
-        }
-        if stop.load(Ordering::Relaxed) {
-            return Ok(End::Stopped);
-        }
-        flight.pack(engine)?;
-        flight.step(engine, watch)?;
-        flight.update(engine, watch)?;
-    }
+    let end = flight.fly(engine, jobs, watch, stop);
+    let collected = flight.collect(engine, watch);
+    end.and_then(|end| collected.map(|()| end))
 }
 
-/// The users in flight, by slot.
+/// The users in flight, by slot, and those on their way in and out.
 struct Flight {
     rules: PackRules,
     seats: Vec<Option<Trainee>>,
@@ -86,9 +87,54 @@ struct Flight {
     packer: Packer,
     /// Seats in the pack, in its order.
     due: Vec<usize>,
+    /// Users for the next free seats with their first parameters.
+    prepared: VecDeque<(Trainee, Vec<f32>)>,
+    /// Users without a seat, oldest first.
+    leaving: VecDeque<Leaving>,
+}
+
+/// A user whose training is over.
+struct Leaving {
+    trainee: Trainee,
+    /// The seat that was left.
+    slot: Slot,
+    /// The last parameters, where they may be the adapter.
+    params: Option<Pending<f32>>,
+}
+
+/// What was queued of a pack.
+struct Queued {
+    losses: Pending<f32>,
+    /// Norms of the seats whose micro-batch is complete, in this order.
+    norms: Pending<f32>,
+    complete: Vec<usize>,
 }
 
 impl Flight {
+    fn fly<B: Ops, M: Model<B>>(
+        &mut self,
+        engine: &mut Engine<'_, B, M>,
+        jobs: &mut dyn Iterator<Item = Job>,
+        watch: &mut dyn Watch,
+        stop: &AtomicBool,
+    ) -> Result<End> {
+        loop {
+            self.admit(engine, jobs, watch)?;
+            if self.seats.iter().all(Option::is_none) {
+                return Ok(End::Complete);
+            }
+            if stop.load(Ordering::Relaxed) {
+                return Ok(End::Stopped);
+            }
+            self.pack(engine)?;
+            let queued = self.queue(engine)?;
+            self.collect(engine, watch)?;
+            self.prepare(engine, jobs, watch)?;
+            self.take(engine, queued, watch)?;
+        }
+    }
+
+    /// Seats users while there are seats.
     fn admit<B: Ops, M: Model<B>>(
         &mut self,
         engine: &mut Engine<'_, B, M>,
@@ -96,19 +142,50 @@ impl Flight {
         watch: &mut dyn Watch,
     ) -> Result<()> {
         while engine.slabs.num_free() > 0 {
-            let Some(job) = jobs.next() else { return Ok(()) };
-            let (user, rules) = (job.user.clone(), self.rules);
+            let next = match self.prepared.pop_front() {
+                None => self.next(engine, jobs, watch)?,
+                prepared => prepared,
+            };
+            let Some((trainee, adapter)) = next else { return Ok(()) };
+            let slot = engine.slabs.take().ok_or(Error::NoSlot)?;
+            engine.load(slot, &adapter)?;
+            self.seats[slot.0 as usize] = Some(trainee);
+        }
+        Ok(())
+    }
+
+    /// Prepares as many users as leave with the queued pack.
+    fn prepare<B: Ops, M: Model<B>>(
+        &mut self,
+        engine: &Engine<'_, B, M>,
+        jobs: &mut dyn Iterator<Item = Job>,
+        watch: &mut dyn Watch,
+    ) -> Result<()> {
+        let leaves = |&&seat: &&usize| self.seats[seat].as_ref().is_some_and(Trainee::at_last_step);
+        let wanted = self.due.iter().filter(leaves).count();
+        while self.prepared.len() < wanted {
+            let Some(next) = self.next(engine, jobs, watch)? else { return Ok(()) };
+            self.prepared.push_back(next);
+        }
+        Ok(())
+    }
+
+    /// The next user who can be trained, with the first parameters; the others are put aside.
+    fn next<B: Ops, M: Model<B>>(
+        &self,
+        engine: &Engine<'_, B, M>,
+        jobs: &mut dyn Iterator<Item = Job>,
+        watch: &mut dyn Watch,
+    ) -> Result<Option<(Trainee, Vec<f32>)>> {
+        for job in jobs {
+            let user = job.user.clone();
             let checked = fits(&job, &engine.model);
-            match checked.and_then(|()| Trainee::new(job, engine.lists, rules)) {
-                Ok((trainee, adapter)) => {
-                    let slot = engine.slabs.take().ok_or(Error::NoSlot)?;
-                    engine.load(slot, &adapter)?;
-                    self.seats[slot.0 as usize] = Some(trainee);
-                }
+            match checked.and_then(|()| Trainee::new(job, engine.lists, self.rules)) {
+                Ok(next) => return Ok(Some(next)),
                 Err(reason) => watch.left(Outcome::quarantined(user, 0, reason))?,
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Takes due chunks seat by seat, from where the last pack ended, until one does not fit.
@@ -130,7 +207,7 @@ impl Flight {
                 self.next_seat = seat;
                 return Ok(());
             }
-            let slot = Slot(u32::try_from(seat).unwrap_or(u32::MAX));
+            let slot = slot_of(seat);
             let adapter = Some(trainee.segment(engine.segment(slot, slot)));
             let (pieces, weight) = (trainee.due_pieces(), trainee.weight());
             self.packer.add(&Share {
@@ -145,12 +222,37 @@ impl Flight {
         Ok(())
     }
 
-    fn step<B: Ops, M: Model<B>>(
+    /// The pack's forward and backward, and AdamW on the users whose micro-batch is then complete.
+    fn queue<B: Ops, M: Model<B>>(&mut self, engine: &mut Engine<'_, B, M>) -> Result<Queued> {
+        let losses = engine.begin_train(&self.packer)?;
+        let mut complete = Vec::new();
+        for &seat in &self.due {
+            let Some(trainee) = &mut self.seats[seat] else { continue };
+            trainee.chunk_queued();
+            if trainee.micro_batch_complete() {
+                complete.push(seat);
+            }
+        }
+        complete.sort_unstable();
+        let offset = |seat: usize| engine.slabs.offset(slot_of(seat)) as u64;
+        let updates: Vec<Update> = complete
+            .iter()
+            .filter_map(|&seat| Some(self.seats[seat].as_ref()?.update(offset(seat))))
+            .collect();
+        let norms = engine.begin_update(&updates)?;
+        Ok(Queued { losses, norms, complete })
+    }
+
+    /// What the pack came to: losses, then steps, held-out checks and leaves in the order of the seats.
+    fn take<B: Ops, M: Model<B>>(
         &mut self,
         engine: &mut Engine<'_, B, M>,
+        queued: Queued,
         watch: &mut dyn Watch,
     ) -> Result<()> {
-        let losses = engine.train(&self.packer)?;
+        // The later copy first: then the other is there too.
+        let norms = queued.norms.wait()?;
+        let losses = queued.losses.wait()?;
         for (share, &seat) in self.due.iter().enumerate() {
             if let Some(trainee) = &mut self.seats[seat] {
                 trainee.chunk_done(&losses[self.packer.targets(share)]);
@@ -161,29 +263,7 @@ impl Flight {
             self.packer.unshared_rows(),
             self.seats.iter().flatten().count(),
         );
-        Ok(())
-    }
-
-    /// AdamW on the users whose micro-batch is complete, then held-out checks, commits and quarantines.
-    fn update<B: Ops, M: Model<B>>(
-        &mut self,
-        engine: &mut Engine<'_, B, M>,
-        watch: &mut dyn Watch,
-    ) -> Result<()> {
-        self.due
-            .retain(|&seat| self.seats[seat].as_ref().is_some_and(Trainee::micro_batch_complete));
-        self.due.sort_unstable();
-        let offset =
-            |seat: usize| engine.slabs.offset(Slot(u32::try_from(seat).unwrap_or(u32::MAX))) as u64;
-        let updates: Vec<Update> = self
-            .due
-            .iter()
-            .filter_map(|&seat| Some(self.seats[seat].as_ref()?.update(offset(seat))))
-            .collect();
-        let mut norms = vec![0.0; updates.len()];
-        engine.update(&updates, &mut norms)?;
-        for (i, norm) in norms.into_iter().enumerate() {
-            let seat = self.due[i];
+        for (seat, norm) in queued.complete.into_iter().zip(norms) {
             let Some(trainee) = &mut self.seats[seat] else { continue };
             let loss = trainee.step_done(norm);
             watch.step(trainee, loss, norm);
@@ -198,43 +278,72 @@ impl Flight {
         seat: usize,
         watch: &mut dyn Watch,
     ) -> Result<()> {
-        let slot = Slot(u32::try_from(seat).unwrap_or(u32::MAX));
+        let slot = slot_of(seat);
         let Some(trainee) = &mut self.seats[seat] else { return Ok(()) };
         if trainee.failure().is_none() && trainee.wants_held_out_check() {
+            let params = engine.begin_read(slot, trainee.num_params())?;
             let loss = mean_loss(engine, slot, (trainee, &trainee.held_out_pieces()), self.rules)?;
-            let mut params = vec![0.0; trainee.num_params()];
-            engine.read(slot, &mut params)?;
-            trainee.held_out_checked(loss, params);
+            trainee.held_out_checked(loss, params.wait()?);
         }
-        let mut params = Vec::new();
-        if trainee.failure().is_none() && trainee.finished() {
-            params.resize(trainee.num_params(), 0.0);
-            engine.read(slot, &mut params)?;
-            if trainee.strayed(&params) {
-                let pieces = trainee.training_pieces();
-                let loss = mean_loss(engine, slot, (trainee, &pieces), self.rules)?;
-                trainee.asked_after_last_step(loss);
-            }
+        let failed = trainee.failure().is_some();
+        if !failed && !trainee.finished() {
+            return Ok(());
         }
-        let outcome = match trainee.failure() {
-            Some(reason) => Outcome::quarantined(trainee.user().clone(), trainee.steps(), reason),
-            None if trainee.finished() => trainee.outcome(params),
-            None => return Ok(()),
-        };
-        self.leave(engine, slot, outcome, watch)
+        let Some(trainee) = self.seats[seat].take() else { return Ok(()) };
+        let wanted = !failed && !trainee.keeps_best();
+        let bytes = trainee.num_params() * size_of::<f32>();
+        while wanted && self.leaving_bytes() + bytes > LEAVING_BYTES && !self.leaving.is_empty() {
+            self.collect_oldest(engine, watch)?;
+        }
+        let params = wanted.then(|| engine.evict(slot, trainee.num_params())).transpose()?;
+        engine.slabs.release(slot)?;
+        self.leaving.push_back(Leaving { trainee, slot, params });
+        Ok(())
     }
 
-    fn leave<B: Ops, M: Model<B>>(
+    fn leaving_bytes(&self) -> usize {
+        let params = self.leaving.iter().filter_map(|leaving| leaving.params.as_ref());
+        params.map(|params| params.len() * size_of::<f32>()).sum()
+    }
+
+    /// Waits for the adapters that are on their way and hands them over, in the order in which they left.
+    fn collect<B: Ops, M: Model<B>>(
         &mut self,
         engine: &mut Engine<'_, B, M>,
-        slot: Slot,
-        outcome: Outcome,
         watch: &mut dyn Watch,
     ) -> Result<()> {
-        self.seats[slot.0 as usize] = None;
-        engine.slabs.release(slot)?;
-        watch.left(outcome)
+        while !self.leaving.is_empty() {
+            self.collect_oldest(engine, watch)?;
+        }
+        Ok(())
     }
+
+    fn collect_oldest<B: Ops, M: Model<B>>(
+        &mut self,
+        engine: &mut Engine<'_, B, M>,
+        watch: &mut dyn Watch,
+    ) -> Result<()> {
+        let Some(Leaving { mut trainee, slot, params }) = self.leaving.pop_front() else {
+            return Ok(());
+        };
+        let params = params.map_or_else(|| Ok(Vec::new()), Pending::wait)?;
+        if trainee.strayed(&params) {
+            let rules = self.rules;
+            let loss = engine.ask_again((slot, &params), |engine| {
+                mean_loss(engine, slot, (&trainee, &trainee.training_pieces()), rules)
+            })?;
+            trainee.asked_after_last_step(loss);
+        }
+        watch.left(match trainee.failure() {
+            Some(reason) => Outcome::quarantined(trainee.user().clone(), trainee.steps(), reason),
+            None => trainee.outcome(params),
+        })
+    }
+}
+
+/// The slot of a seat.
+fn slot_of(seat: usize) -> Slot {
+    Slot(u32::try_from(seat).unwrap_or(u32::MAX))
 }
 
 /// Whether the base can take a job's examples; the reason when it cannot, which is that user's alone.

@@ -226,7 +226,7 @@ impl<D: Device, S: DeviceSync> ShardSums<Gpu<D>> for BetweenGpus<D, S> {
     fn begin(
         &mut self,
         _: &dyn Communicator,
-        (_, slab): (&Gpu<D>, &mut GpuBuf<D, f32>),
+        (gpu, slab): (&Gpu<D>, &mut GpuBuf<D, f32>),
         Part { shards, total, len }: Part<'_>,
     ) -> Result<()> {
         for first in shards.iter().chain([&total]) {
@@ -237,6 +237,8 @@ impl<D: Device, S: DeviceSync> ShardSums<Gpu<D>> for BetweenGpus<D, S> {
         self.addresses.clear();
         self.addresses.extend(shards.iter().map(|&first| slab.address_at(first)));
         let total = Region { address: slab.address_at(total), len };
+        // Kernels that are held back for a graph belong before the sum too.
+        gpu.flush()?;
         Ok(self.sync.begin(agreement, Bucket { shards: &self.addresses, total })?)
     }
 

@@ -292,11 +292,22 @@ impl Trainee {
         Segment { dropout: 0.0, ..self.segment(template) }
     }
 
-    /// Takes the losses of the due chunk and goes to the next.
-    pub fn chunk_done(&mut self, losses: &[f32]) {
+    /// The due chunk is in a pack that was queued: the next is due.
+    pub fn chunk_queued(&mut self) {
         self.first_token += self.due_rows();
-        self.loss_sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
         self.chunk += 1;
+    }
+
+    /// Takes the losses of a queued chunk, before the step's [`Trainee::step_done`].
+    pub fn chunk_done(&mut self, losses: &[f32]) {
+        self.loss_sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+    }
+
+    /// Whether the user leaves with this step, unless it fails or early stopping ends it before.
+    pub fn at_last_step(&self) -> bool {
+        self.micro_batch_complete()
+            && self.epoch + 1 == self.job.recipe.epochs
+            && self.order.batch(self.batch + 1).is_empty()
     }
 
     /// Whether every chunk of the micro-batch has passed.
@@ -369,6 +380,11 @@ impl Trainee {
     /// Whether the last epoch is over, or the user stopped early.
     pub fn finished(&self) -> bool {
         self.stopped || self.epoch == self.job.recipe.epochs
+    }
+
+    /// Whether early stopping has kept the adapter's parameters here.
+    pub fn keeps_best(&self) -> bool {
+        self.best.is_some()
     }
 
     /// Whether the last step led so far away that only the loss there can tell if it is an adapter: a step's own loss

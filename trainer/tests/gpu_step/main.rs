@@ -10,6 +10,8 @@
 mod alone;
 mod bound;
 mod gradients;
+mod graphs;
 mod optimiser;
 mod prediction;
+mod swaps;
 mod world;

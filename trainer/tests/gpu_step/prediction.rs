@@ -12,17 +12,17 @@ use trainer::stage::individual::PackRules;
 use trainer::stage::predict::{Asker, Oracle, Own};
 use trainer::stage::sample::Sampling;
 
-const GREEDY: Sampling =
+pub(crate) const GREEDY: Sampling =
     Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, max_new_tokens: 5, seed: 0 };
 
 /// With a cache to decode, without one to score.
-fn oracle<B: Ops>(net: &Network<B>, cache_rows: usize) -> Oracle<'_, B> {
+pub(crate) fn oracle<B: Ops>(net: &Network<B>, cache_rows: usize) -> Oracle<'_, B> {
     let rules = PackRules { chunk_rows: 64, share_prefixes: true };
     Oracle::new(net, (96, cache_rows), 3, rules).unwrap()
 }
 
 /// Users 0, 3 and 6 (the base alone) with two prompts each, the first two of which share a prefix.
-fn askers(world: &World) -> Vec<Asker> {
+pub(crate) fn askers(world: &World) -> Vec<Asker> {
     let prompt = |i: usize| {
         let e = &world.examples[i];
         e.tokens[..e.prompt_len].to_vec()

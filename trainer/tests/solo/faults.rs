@@ -46,6 +46,7 @@ fn drive(world: &World, jobs: &[Job], fault: Fault) -> Vec<Outcome> {
         pack(&engine, &seats, &mut packer, fault);
         let losses = engine.train(&packer).unwrap();
         for (share, trainee) in seats.values_mut().enumerate() {
+            trainee.chunk_queued();
             trainee.chunk_done(&losses[packer.outputs(share)]);
         }
         let due: Vec<Slot> = seats

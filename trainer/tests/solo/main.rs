@@ -10,6 +10,7 @@ mod compositions;
 mod early_stop;
 mod faults;
 mod isolation;
+mod leaving;
 mod merged;
 mod population;
 mod predictions;

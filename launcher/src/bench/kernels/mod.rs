@@ -80,7 +80,7 @@ pub(super) fn run(args: &BenchKernelsArgs, env: &Env) -> anyhow::Result<Exit> {
         crate::threads(args.threads, env)?;
         let kind = if args.device == "cuda" { DeviceKind::Cuda } else { DeviceKind::Cpu };
         // One process on one device, also under mpirun: this is not a matter between ranks.
-        let device = Device::open(kind, env, &Solo::new())?;
+        let device = Device::open((kind, false), env, &Solo::new())?;
         let place = place(&device)?;
         let entries = on!(device, b => {
             let chosen = choose(&args.ops, &wanted).input(hint)?;
