@@ -9,6 +9,7 @@
 //! `v` vocabulary, `h` query heads, `g` key/value heads, `e` head width.
 
 pub mod activation;
+pub mod adapted;
 pub mod attention;
 pub mod backend;
 pub mod classify;
@@ -41,6 +42,7 @@ pub trait Ops:
     Backend
     + linear::Trainable
     + lora::Lora
+    + adapted::Adapted
     + attention::Attention
     + norm::Norm
     + rope::Rope
@@ -58,6 +60,7 @@ impl<B> Ops for B where
     B: Backend
         + linear::Trainable
         + lora::Lora
+        + adapted::Adapted
         + attention::Attention
         + norm::Norm
         + rope::Rope
