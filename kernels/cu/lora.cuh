@@ -95,6 +95,31 @@ __device__ __forceinline__ bool find_rows(const Pack& p, uint32_t slot, uint32_t
   return true;
 }
 
+// As find_rows, for tiles that cover all rows of the pack: a segment's tiles go on behind its last row, up to where the
+// next one begins; slots that find no segment have the rows before the first. By the same sum slots do not meet, in a grid
+// of one block more. Returns the rows of the tile; `out.rows` are the segment's among them, maybe none.
+__device__ __forceinline__ uint32_t find_all_rows(const Pack& p, uint32_t slot, uint32_t height, Rows& out) {
+  const int index = slot == 0 ? -1 : find_segment(p, slot - 1, height);
+  out.s = Segment{};
+  out.first = slot * height;
+  if (index >= 0) {
+    out.s = p.segments[index];
+    out.first = (slot - 1 - (out.s.row_start / height + index)) * height;
+  }
+  const bool last = index + 1 == (int)p.num_segments;
+  const uint32_t end = last ? p.rows : min(p.rows, p.segments[index + 1].row_start);
+  if (out.row() >= end) return 0;
+  const uint32_t all = min(height, end - (uint32_t)out.row());
+  out.rows = out.first < out.s.rows && !segment_refusal(p, out.s) ? min(all, out.s.rows - out.first) : 0;
+  // Nothing is read of an adapter without rows here, or of one that is refused.
+  if (out.rows == 0) out.s.lora_rank = 0, out.s.param_offset = 0, out.s.dropout = 0.f;
+#ifdef FAULT_LORA_FIRST_GAP
+  return out.rows;
+#else
+  return all;
+#endif
+}
+
 // As find_rows for chunks, of which a segment has max(1, rows / CHUNK).
 __device__ __forceinline__ bool find_chunk(const Pack& p, uint32_t slot, Rows& out) {
   if (!find_rows(p, slot, CHUNK, out)) return false;

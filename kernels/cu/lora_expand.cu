@@ -1,6 +1,9 @@
 // Y += S' B^T and dX += undrop(dS' A): products whose inner length is the LoRA rank, so they are bound by the window
 // that they read and write. Start at `expand_tile` and `input_tile`.
 //
+// `FIRST`: before the dense product, which then adds to what is here. Y = bias + residual + S' B^T and dX = undrop(dS' A)
+// are written and not read, for every row of the pack: rows outside the segments get bias + residual, or zero.
+//
 // No shared memory: a warp takes 32 columns, keeps the parameters of one output in registers (read as f32, rounded
 // to bf16) and walks the tile's rows, 16 at a time. What mma calls row, column and inner index is ours to choose:
 //
@@ -19,6 +22,27 @@ struct Expand {
   const float* params;
   bf16* to;
   uint32_t stride;
+};
+
+// What Y begins with under the adapters' part. Columns are those of Y's buffer.
+struct Start {
+  // Whether rows outside the segments are written too; else another launch has begun them.
+  bool whole;
+  // Null for none; its first column is Y's column `residual_at`.
+  const bf16* residual;
+  uint32_t residual_stride, residual_at;
+  // Biases of up to three neighbouring ranges of columns, from column at[i] on; null for none.
+  const float *bias0, *bias1, *bias2;
+  PerOutput at;
+  __device__ __forceinline__ float bias(uint32_t column) const {
+#ifdef FAULT_LORA_FIRST_BIAS
+    const int i = column > at.v2 ? 2 : column > at.v1 ? 1 : 0;
+#else
+    const int i = column >= at.v2 ? 2 : column >= at.v1 ? 1 : 0;
+#endif
+    const float* of = i == 2 ? bias2 : i == 1 ? bias1 : bias0;
+    return of == nullptr ? 0.f : of[column - at[i]];
+  }
 };
 
 // A operand m16 x k16 of output k, rows from `m` of the tile on, rank indices from 16 `step` on.
@@ -57,14 +81,18 @@ __device__ __forceinline__ void clear(float (&acc)[4][4]) {
     for (int e = 0; e < 4; e++) acc[j][e] = 0.f;
 }
 
-// The rows of a tile in one block of columns of output `k`: Y[rows, columns] += S' B[columns]^T.
-template <int HEIGHT, int CLASS>
-__device__ __forceinline__ void expand_tile(const Expand& c, const Rows& tile, int k, uint32_t b_unit, uint32_t columns) {
+// `all` rows in one block of columns of output `k`, the first of them the tile's: Y[rows, columns] += S' B[columns]^T, or
+// FIRST bias + residual + S' B[columns]^T. Output `k` begins at Y's column `y_start`.
+template <int HEIGHT, int CLASS, bool FIRST>
+__device__ __forceinline__ void expand_tile(const Expand& c, const Rows& tile, uint32_t all, int k, uint32_t b_unit,
+                                            uint32_t columns, const Start& start, uint32_t y_start) {
   constexpr int STEPS = (CLASS + 15) / 16;
   const uint32_t lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
   const uint32_t r = tile.s.lora_rank;
   const float* b = c.params + tile.s.param_offset + (size_t)r * b_unit;
   const bool b_vector = aligned16(b, r), y_vector = aligned16(c.to, c.stride);
+  const bf16* residual = FIRST && start.residual != nullptr ? start.residual + (y_start - start.residual_at) : nullptr;
+  const bool residual_vector = FIRST && aligned16(residual, start.residual_stride);
   const uint32_t end = min(columns, (blockIdx.y + 1) * BLOCK_COLUMNS);
   for (uint32_t base = blockIdx.y * BLOCK_COLUMNS + threadIdx.x / WARP * 32; base < end; base += WARPS * 32) {
     uint2 bs[STEPS][4];
@@ -77,8 +105,13 @@ __device__ __forceinline__ void expand_tile(const Expand& c, const Rows& tile, i
       }
     const uint32_t column = base + 8 * t;
     const int count = (int)columns - (int)column;
+    float bias[8] = {};
+    if (FIRST)
+#pragma unroll
+      for (int e = 0; e < 8; e++)
+        if (e < count) bias[e] = start.bias(y_start + column + e);
 #pragma unroll 1
-    for (uint32_t m = 0; m < HEIGHT && m < tile.rows; m += 16) {
+    for (uint32_t m = 0; m < HEIGHT && m < all; m += 16) {
       float acc[4][4];
       clear(acc);
 #pragma unroll
@@ -94,32 +127,57 @@ __device__ __forceinline__ void expand_tile(const Expand& c, const Rows& tile, i
         float v[8];
         lane_columns(v, acc, half);
 #ifndef FAULT_LORA_RAGGED_ROW
-        if (row >= tile.rows) continue;
+        if (row >= all) continue;
 #endif
-        add8(c.to + (tile.row() + row) * c.stride + column, v, count, y_vector);
+        bf16* to = c.to + (tile.row() + row) * c.stride + column;
+        if (FIRST) {
+          float sum[8] = {};
+          if (residual != nullptr)
+            load8(sum, residual + (tile.row() + row) * start.residual_stride + column, count, residual_vector);
+#pragma unroll
+          for (int e = 0; e < 8; e++) sum[e] = sum[e] + bias[e] + v[e];
+          store8(to, sum, count, y_vector);
+        } else {
+          add8(to, v, count, y_vector);
+        }
       }
     }
   }
 }
 
-template <int HEIGHT>
-__device__ __forceinline__ void expand(const Pack& pack, const Expand& c, uint32_t b_unit, uint32_t columns) {
+// The rows of a block, from `tile.row()` on; zero where there is nothing to do.
+template <int HEIGHT, bool FIRST>
+__device__ __forceinline__ uint32_t block_rows(const Pack& pack, bool whole, Rows& tile) {
+  if (!FIRST) return find_rows(pack, blockIdx.x, HEIGHT, tile) ? tile.rows : 0;
+  const uint32_t all = find_all_rows(pack, blockIdx.x, HEIGHT, tile);
+#ifdef FAULT_LORA_FIRST_OTHERS
+  return all;
+#else
+  return whole || all == 0 ? all : tile.rows;
+#endif
+}
+
+template <int HEIGHT, bool FIRST>
+__device__ __forceinline__ void expand(const Pack& pack, const Expand& c, uint32_t b_unit, uint32_t columns,
+                                       const Start& start, uint32_t y_start) {
   Rows tile;
-  if (blockIdx.y * BLOCK_COLUMNS >= columns || !find_rows(pack, blockIdx.x, HEIGHT, tile)) return;
+  if (blockIdx.y * BLOCK_COLUMNS >= columns) return;
+  const uint32_t all = block_rows<HEIGHT, FIRST>(pack, start.whole, tile);
+  if (all == 0) return;
   const int k = blockIdx.z;
   switch (rank_class(tile.s.lora_rank)) {
-    case 8: expand_tile<HEIGHT, 8>(c, tile, k, b_unit, columns); break;
-    case 16: expand_tile<HEIGHT, 16>(c, tile, k, b_unit, columns); break;
-    case 32: expand_tile<HEIGHT, 32>(c, tile, k, b_unit, columns); break;
-    default: expand_tile<HEIGHT, 64>(c, tile, k, b_unit, columns);
+    case 8: expand_tile<HEIGHT, 8, FIRST>(c, tile, all, k, b_unit, columns, start, y_start); break;
+    case 16: expand_tile<HEIGHT, 16, FIRST>(c, tile, all, k, b_unit, columns, start, y_start); break;
+    case 32: expand_tile<HEIGHT, 32, FIRST>(c, tile, all, k, b_unit, columns, start, y_start); break;
+    default: expand_tile<HEIGHT, 64, FIRST>(c, tile, all, k, b_unit, columns, start, y_start);
   }
 }
 
-// The rows of a tile in one block of columns: dX[rows, columns] += sum over outputs of undrop(dS' A[:, columns]), in
-// the order of the outputs; 1 / (1 - p) is in dS' already.
-template <int HEIGHT, int CLASS>
-__device__ __forceinline__ void input_tile(const Expand& c, const Rows& tile, const PerOutput& a_unit, const Masks& masks,
-                                           uint32_t d) {
+// `all` rows in one block of columns, the first of them the tile's: dX[rows, columns] += (FIRST: =) sum over outputs of
+// undrop(dS' A[:, columns]), in the order of the outputs; 1 / (1 - p) is in dS' already.
+template <int HEIGHT, int CLASS, bool FIRST>
+__device__ __forceinline__ void input_tile(const Expand& c, const Rows& tile, uint32_t all, const PerOutput& a_unit,
+                                           const Masks& masks, uint32_t d) {
   constexpr int STEPS = (CLASS + 15) / 16, M_TILES = HEIGHT / 16;
   const uint32_t lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
   const uint32_t r = tile.s.lora_rank, end = min(d, (blockIdx.y + 1) * BLOCK_COLUMNS);
@@ -174,38 +232,62 @@ __device__ __forceinline__ void input_tile(const Expand& c, const Rows& tile, co
 #pragma unroll
       for (uint32_t half = 0; half < 2; half++) {
         const uint32_t row = 16 * i + g + 8 * half;
-        if (row < tile.rows)
-          add8(c.to + (tile.row() + row) * c.stride + column, total[i][half], (int)d - (int)column, vector);
+        if (row >= all) continue;
+        bf16* to = c.to + (tile.row() + row) * c.stride + column;
+        if (FIRST)
+          store8(to, total[i][half], (int)d - (int)column, vector);
+        else
+          add8(to, total[i][half], (int)d - (int)column, vector);
       }
   }
 }
 
-template <int HEIGHT>
+template <int HEIGHT, bool FIRST>
 __device__ __forceinline__ void input(const Pack& pack, const Expand& c, const PerOutput& a_unit, const Masks& masks,
-                                      uint32_t d) {
+                                      uint32_t d, bool whole) {
   Rows tile;
-  if (!find_rows(pack, blockIdx.x, HEIGHT, tile)) return;
+  const uint32_t all = block_rows<HEIGHT, FIRST>(pack, whole, tile);
+  if (all == 0) return;
   switch (rank_class(tile.s.lora_rank)) {
-    case 8: input_tile<HEIGHT, 8>(c, tile, a_unit, masks, d); break;
-    case 16: input_tile<HEIGHT, 16>(c, tile, a_unit, masks, d); break;
-    case 32: input_tile<HEIGHT, 32>(c, tile, a_unit, masks, d); break;
-    default: input_tile<HEIGHT, 64>(c, tile, a_unit, masks, d);
+    case 8: input_tile<HEIGHT, 8, FIRST>(c, tile, all, a_unit, masks, d); break;
+    case 16: input_tile<HEIGHT, 16, FIRST>(c, tile, all, a_unit, masks, d); break;
+    case 32: input_tile<HEIGHT, 32, FIRST>(c, tile, all, a_unit, masks, d); break;
+    default: input_tile<HEIGHT, 64, FIRST>(c, tile, all, a_unit, masks, d);
   }
 }
 
-// Blocks: slots of tiles of `height` rows (x), columns (y), for lora_expand also outputs (z).
+// Blocks: slots of tiles of `height` rows (x; FIRST: one more), columns (y), for lora_expand also outputs (z).
 #define EXPAND(height)                                                                                              \
   extern "C" __global__ void __launch_bounds__(WARPS* WARP, 4) lora_expand_m##height(                               \
       PACK_PARAMS, const bf16* sums, uint32_t outputs, const float* params, PER_OUTPUT(b_unit), PER_OUTPUT(out_len), \
       PER_OUTPUT(y_start), bf16* y, uint32_t y_stride) {                                                            \
     const int k = blockIdx.z;                                                                                       \
     const Expand c{sums, outputs, params, y + OUTPUTS_OF(y_start)[k], y_stride};                                    \
-    expand<height>(PACK, c, OUTPUTS_OF(b_unit)[k], OUTPUTS_OF(out_len)[k]);                                         \
+    expand<height, false>(PACK, c, OUTPUTS_OF(b_unit)[k], OUTPUTS_OF(out_len)[k], Start{}, 0);                      \
   }                                                                                                                 \
   ENTRY(lora_expand_m##height)
 EXPAND(16)
 EXPAND(32)
 EXPAND(64)
+
+// Bit k of `whole` for output k.
+#define EXPAND_FIRST(height)                                                                                         \
+  extern "C" __global__ void __launch_bounds__(WARPS* WARP, 5) lora_expand_first_m##height(                          \
+      PACK_PARAMS, const bf16* sums, uint32_t outputs, const float* params, PER_OUTPUT(b_unit), PER_OUTPUT(out_len), \
+      PER_OUTPUT(y_start), bf16* y, uint32_t y_stride, uint32_t whole, const bf16* residual,                         \
+      uint32_t residual_stride, uint32_t residual_at, const float* bias0, const float* bias1, const float* bias2,    \
+      PER_OUTPUT(bias_at)) {                                                                                         \
+    const int k = blockIdx.z;                                                                                        \
+    const uint32_t first = OUTPUTS_OF(y_start)[k];                                                                   \
+    const Expand c{sums, outputs, params, y + first, y_stride};                                                      \
+    const Start start{(whole >> k & 1) != 0, residual, residual_stride,  residual_at,                                \
+                      bias0,                 bias1,    bias2,            OUTPUTS_OF(bias_at)};                       \
+    expand<height, true>(PACK, c, OUTPUTS_OF(b_unit)[k], OUTPUTS_OF(out_len)[k], start, first);                      \
+  }                                                                                                                  \
+  ENTRY(lora_expand_first_m##height)
+EXPAND_FIRST(16)
+EXPAND_FIRST(32)
+EXPAND_FIRST(64)
 
 // Two groups of 16 rows are as many as fit the registers beside the parameters.
 #define INPUT(height)                                                                                               \
@@ -213,8 +295,15 @@ EXPAND(64)
       PACK_PARAMS, const bf16* sums, uint32_t outputs, const float* params, PER_OUTPUT(a_unit),                     \
       const uint32_t* masks, uint32_t words, uint32_t d, bf16* dx, uint32_t dx_stride) {                            \
     const Expand c{sums, outputs, params, dx, dx_stride};                                                           \
-    input<height>(PACK, c, OUTPUTS_OF(a_unit), Masks{masks, num_rows, words}, d);                                   \
+    input<height, false>(PACK, c, OUTPUTS_OF(a_unit), Masks{masks, num_rows, words}, d, false);                     \
   }                                                                                                                 \
-  ENTRY(lora_input_m##height)
+  ENTRY(lora_input_m##height)                                                                                       \
+  extern "C" __global__ void __launch_bounds__(WARPS* WARP, 3) lora_input_first_m##height(                          \
+      PACK_PARAMS, const bf16* sums, uint32_t outputs, const float* params, PER_OUTPUT(a_unit),                     \
+      const uint32_t* masks, uint32_t words, uint32_t d, bf16* dx, uint32_t dx_stride, uint32_t whole) {            \
+    const Expand c{sums, outputs, params, dx, dx_stride};                                                           \
+    input<height, true>(PACK, c, OUTPUTS_OF(a_unit), Masks{masks, num_rows, words}, d, whole != 0);                 \
+  }                                                                                                                 \
+  ENTRY(lora_input_first_m##height)
 INPUT(16)
 INPUT(32)

@@ -9,6 +9,7 @@
 //! `v` vocabulary, `h` query heads, `g` key/value heads, `e` head width.
 
 pub mod activation;
+pub mod adapted;
 pub mod attention;
 pub mod backend;
 pub mod classify;
@@ -42,6 +43,7 @@ pub trait Ops:
     + linear::Trainable
     + linear::wide::Wide
     + lora::Lora
+    + adapted::Adapted
     + attention::Attention
     + norm::Norm
     + rope::Rope
@@ -60,6 +62,7 @@ impl<B> Ops for B where
         + linear::Trainable
         + linear::wide::Wide
         + lora::Lora
+        + adapted::Adapted
         + attention::Attention
         + norm::Norm
         + rope::Rope

@@ -14,7 +14,7 @@ const OUTSIDE: i32 = 1;
 const UNWRITTEN: i32 = 2;
 
 impl Emulator {
-    /// `D (=|+=) A · B`.
+    /// `D = A · B (+ C)`.
     pub(crate) fn multiply(&self, product: &Product) -> Result<()> {
         let Product { m, n, k, a, b, out, accumulate, .. } = *product;
         // Rows of A and rows of B, both along the sum's index in memory order of B: [m, k] and [k, n].
@@ -23,9 +23,10 @@ impl Emulator {
         let size = out.element.size();
         let row_bytes = n * size;
         let at = |i: usize| element(out.address, i * out.stride, size);
+        let c = product.addend();
         let mut old = vec![0_u8; if accumulate { m * row_bytes } else { 0 }];
         for (i, row) in old.chunks_exact_mut(row_bytes).enumerate() {
-            self.fetch("D", at(i), row)?;
+            self.fetch("C", element(c.address, i * c.stride, size), row)?;
         }
         let rows: Vec<Vec<u8>> = (0..m)
             .into_par_iter()

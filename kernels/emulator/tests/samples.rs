@@ -3,7 +3,7 @@
 use crate::harness::{Bench, Shape, numbers, pointer};
 use emulator::{Error, Mode};
 use half::bf16;
-use kernels::gpu::{Arg, Device, Operand, Output, OutputType, Product};
+use kernels::gpu::{Addend, Arg, Device, Operand, Output, OutputType, Product};
 
 /// Row sums against f64 within the rounding of 300 additions.
 fn row_sums(bench: &Bench) -> Vec<f32> {
@@ -103,7 +103,7 @@ fn launches_that_no_device_takes_are_refused() {
     assert!(run("pairs", &shape(64, 0), &args).is_ok());
 }
 
-/// Every transposition, strides wider than the rows, both outputs, `=` and `+=`, on small integers: exact.
+/// Every transposition, strides wider than the rows, both outputs, `=`, `+=` and what lies elsewhere, on small integers: exact.
 #[test]
 fn products_are_exact_on_small_integers() {
     let bench = Bench::new(Mode::Checked, &[]);
@@ -139,6 +139,7 @@ fn products_are_exact_on_small_integers() {
             b: Operand { address: b.address(), stride: b_stride, transposed: tb },
             out: Output { address: d.address(), stride, element },
             accumulate,
+            c: None,
             invariant: false,
         };
         bench.emulator.product(&product).unwrap();
@@ -161,6 +162,26 @@ fn products_are_exact_on_small_integers() {
             };
             assert_eq!(got, want, "case {case}, element ({i}, {j})");
         }
+        // Added from another matrix, of another stride; only where something is added at all.
+        let wide = n + 5;
+        let element_of = |v: f32| match element {
+            OutputType::F32 => v.to_le_bytes().to_vec(),
+            OutputType::Bf16 => bf16::from_f32(v).to_le_bytes().to_vec(),
+        };
+        let c: Vec<u8> = (0..m * wide).flat_map(|at| element_of((at % 11) as f32)).collect();
+        let c = bench.upload(&c);
+        let beside = Product { c: Some(Addend { address: c.address(), stride: wide }), ..product };
+        bench.emulator.product(&beside).unwrap();
+        bench.emulator.read(&d, 0, &mut bytes).unwrap();
+        for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+            let sum: f32 = (0..k).map(|l| value(i, l, 1) * value(l, j, 2)).sum();
+            let added = if accumulate { ((i * wide + j) % 11) as f32 } else { 0.0 };
+            let got = &bytes[(i * stride + j) * size..][..size];
+            assert_eq!(got, element_of(sum + added), "case {case}, element ({i}, {j}) beside C");
+        }
+        let far_c = Addend { address: c.address(), stride: wide + 2 };
+        let leaves = bench.emulator.product(&Product { c: Some(far_c), ..product }).is_err();
+        assert_eq!(leaves, accumulate, "case {case}: C leaves its memory");
         let far = Product { m: m + 1, ..product };
         assert!(bench.emulator.product(&far).is_err(), "case {case} leaves its memory");
     }

@@ -5,7 +5,8 @@
 //!
 //! An algorithm is picked once per shape by the library's heuristic and remembered. An invariant product pins one
 //! algorithm for any number of rows, without split sums, and calls it for multiples of [`BUCKET`] rows alone: the
-//! last rows go through a padded copy. That rows then have the same bits at every place is the library's habit,
+//! last rows go through a padded copy. One algorithm serves a product with and without `C`: the heuristic asks for the
+//! layouts of `C` and `D` and for no beta, and `C` has `D`'s layout where there is none of its own. That rows then have the same bits at every place is the library's habit,
 //! not its promise: `tests/gpu` must hold it on real hardware.
 
 use super::Queue;
@@ -38,8 +39,8 @@ struct Key {
     k: usize,
     a: (usize, bool, u32),
     b: (usize, bool, u32),
+    c: (usize, u32),
     out: (usize, OutputType, u32),
-    accumulate: bool,
 }
 
 /// The library's handle, its workspace, the remembered algorithms and the padded copies.
@@ -128,10 +129,13 @@ impl Products {
             Pitch { address: self.padded(state, 1, BUCKET * out_bytes)?, bytes: out_bytes };
         memory::copy_rows(stream, a_pad, a_row, (2 * p.k, rows))?;
         if p.accumulate {
-            memory::copy_rows(stream, out_pad, out_row, (size * p.n, rows))?;
+            let c = p.addend();
+            let c_row = Pitch { address: c.address, bytes: size * c.stride }.row(first);
+            memory::copy_rows(stream, out_pad, c_row, (size * p.n, rows))?;
         }
         let padded = Product {
             m: BUCKET,
+            c: None,
             a: Operand { address: a_pad.address, stride: a_stride, ..p.a },
             out: Output { address: out_pad.address, stride: out_stride, ..p.out },
             ..*p
@@ -168,9 +172,9 @@ impl Products {
         let preference = Preference::new(&key, p.invariant)?;
         // SAFETY: handle, descriptions and preference are alive; the library reads them and allocates nothing.
         let found = unsafe {
-            let [first, second, out] = plan.layouts.each_ref().map(|layout| layout.0);
+            let [first, second, c, out] = plan.layouts.each_ref().map(|layout| layout.0);
             let (handle, what) = (self.handle.0, plan.operation.0);
-            result::get_matmul_algo_heuristic(handle, what, first, second, out, out, preference.0)
+            result::get_matmul_algo_heuristic(handle, what, first, second, c, out, preference.0)
         }
         .map_err(failed)?;
         if state.algorithms.len() >= REMEMBERED {
@@ -188,11 +192,11 @@ impl Products {
     ) -> Result<()> {
         let plan = Plan::new(p)?;
         let (alpha, beta) = (1.0f32, if p.accumulate { 1.0f32 } else { 0.0 });
-        let [first, second, out] = plan.layouts.each_ref().map(|layout| layout.0);
+        let [first, second, c, out] = plan.layouts.each_ref().map(|layout| layout.0);
         let at = |address: u64| address as *mut c_void;
         // SAFETY: all descriptions are alive; scalars are read before the call returns (host pointer mode); the
         // operation has checked that the windows lie in live buffers, whose drop waits for the stream, and that the
-        // output overlaps no operand; the workspace belongs to this handle's one stream.
+        // output overlaps no operand and no `C` but itself; the workspace belongs to this handle's one stream.
         unsafe {
             result::matmul(
                 self.handle.0,
@@ -203,8 +207,8 @@ impl Products {
                 first,
                 at(p.a.address),
                 second,
-                at(p.out.address),
-                out,
+                at(p.addend().address),
+                c,
                 at(p.out.address),
                 out,
                 algorithm,
@@ -224,22 +228,23 @@ fn key(p: &Product) -> Key {
         1u32 << bits.trailing_zeros().min(ALIGNMENT.trailing_zeros())
     };
     let operand = |o: &Operand| (o.stride, o.transposed, align(o.address, o.stride, 2));
-    let out_align = align(p.out.address, p.out.stride, p.out.element.size());
+    let (c, size) = (p.addend(), p.out.element.size());
+    let out_align = align(p.out.address, p.out.stride, size);
     Key {
         m: if p.invariant { 0 } else { p.m },
         n: p.n,
         k: p.k,
         a: operand(&p.a),
         b: operand(&p.b),
+        c: (c.stride, align(c.address, c.stride, size)),
         out: (p.out.stride, p.out.element, out_align),
-        accumulate: p.accumulate,
     }
 }
 
-/// Descriptions of a product for the library: first operand (our `B`), second (our `A`), result.
+/// Descriptions of a product for the library: first operand (our `B`), second (our `A`), `C`, result.
 struct Plan {
     operation: Operation,
-    layouts: [Layout; 3],
+    layouts: [Layout; 4],
 }
 
 impl Plan {
@@ -259,6 +264,7 @@ impl Plan {
             layouts: [
                 stored(&p.b, p.k, p.n)?,
                 stored(&p.a, p.m, p.k)?,
+                Layout::new(out, (p.n, p.m), p.addend().stride)?,
                 Layout::new(out, (p.n, p.m), p.out.stride)?,
             ],
         })
@@ -328,7 +334,7 @@ impl Preference {
         };
         let preference = Self(result::create_matmul_pref().map_err(failed)?);
         preference.set(WORKSPACE_BYTES, &(WORKSPACE as u64))?;
-        let alignments = [(FIRST, key.b.2), (SECOND, key.a.2), (ADDED, key.out.2)];
+        let alignments = [(FIRST, key.b.2), (SECOND, key.a.2), (ADDED, key.c.1)];
         for (attribute, bytes) in alignments.into_iter().chain([(WRITTEN, key.out.2)]) {
             preference.set(attribute, &bytes)?;
         }
@@ -365,6 +371,7 @@ fn failed(error: result::CublasError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu::Addend;
 
     fn product() -> Product {
         Product {
@@ -375,6 +382,7 @@ mod tests {
             b: Operand { address: 0x2000, stride: 64, transposed: true },
             out: Output { address: 0x3000, stride: 48, element: OutputType::Bf16 },
             accumulate: false,
+            c: None,
             invariant: false,
         }
     }
@@ -386,13 +394,20 @@ mod tests {
         for other in [
             Product { m: 101, ..p },
             Product { k: 32, ..p },
-            Product { accumulate: true, ..p },
+            Product { c: Some(Addend { address: 0x4000, stride: 64 }), ..p },
+            Product { c: Some(Addend { address: 0x4002, stride: 48 }), ..p },
             Product { a: Operand { address: 0x1002, ..p.a }, ..p },
             Product { a: Operand { stride: 65, ..p.a }, ..p },
             Product { b: Operand { transposed: false, ..p.b }, ..p },
             Product { out: Output { element: OutputType::F32, ..p.out }, ..p },
         ] {
             assert_ne!(key(&p), key(&other), "{other:?}");
+        }
+        // What is added has no say where it lies as the result does: rows with and without it get the same sums.
+        let like = Some(Addend { address: 0x4000, stride: 48 });
+        for same in [Product { accumulate: true, ..p }, Product { accumulate: true, c: like, ..p }]
+        {
+            assert_eq!(key(&p), key(&same), "{same:?}");
         }
         let of = |m| key(&Product { m, invariant: true, ..p });
         assert_eq!(

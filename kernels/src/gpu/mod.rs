@@ -30,7 +30,7 @@ pub use buf::GpuBuf;
 pub use flash::Flash;
 pub use graph::{GraphCounts, Work};
 pub use launch::{Arg, Launch, MAX_ARGS, blocks, extent, window, window_mut};
-pub use product::{Operand, Output, OutputType, Product};
+pub use product::{Addend, Operand, Output, OutputType, Product};
 pub use workspace::Workspace;
 
 /// One device: memory, copies and work on its single stream, in the order of the calls.

@@ -1,6 +1,6 @@
 //! Dense products, which a device takes from its library.
 
-/// `D [m, n] (=|+=) A [m, k] · B [k, n]`: `bf16` operands, sums in `f32`, everything row-major.
+/// `D [m, n] = A [m, k] · B [k, n] (+ C [m, n])`: `bf16` operands, sums in `f32`, everything row-major.
 ///
 /// On CUDA the order of a sum is the library's; with [`Product::invariant`] it is the same for every row
 /// of every call with the same `n`, `k`, operand kinds, strides and alignments, whatever `m`.
@@ -18,8 +18,10 @@ pub struct Product {
     pub b: Operand,
     /// `D`.
     pub out: Output,
-    /// `+=` instead of `=`; the sum is added in `f32` and rounded once.
+    /// Whether `C` is added, in `f32` and before the one rounding.
     pub accumulate: bool,
+    /// `C`, where it is not what `D` holds; without [`Product::accumulate`] it is not read.
+    pub c: Option<Addend>,
     /// The bits of a result row depend on its row of `A` and on `B` alone.
     pub invariant: bool,
 }
@@ -33,6 +35,15 @@ pub struct Operand {
     pub stride: usize,
     /// Stored transposed: `A` as `[k, m]`, `B` as `[n, k]`.
     pub transposed: bool,
+}
+
+/// A matrix of the result's elements that is added to a product; it does not overlap the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Addend {
+    /// Device address of its first element.
+    pub address: u64,
+    /// Elements from one row to the next.
+    pub stride: usize,
 }
 
 /// The matrix that is written.
@@ -53,6 +64,13 @@ pub enum OutputType {
     Bf16,
     /// The sum itself.
     F32,
+}
+
+impl Product {
+    /// Address and stride of what is added: `C`, else `D` itself.
+    pub fn addend(&self) -> Addend {
+        self.c.unwrap_or(Addend { address: self.out.address, stride: self.out.stride })
+    }
 }
 
 impl OutputType {

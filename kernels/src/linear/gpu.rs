@@ -1,10 +1,10 @@
 //! Dense products on a GPU: the device's library for products with a weight, own kernels around them and for the
 //! gradient of a weight that trains. Device code: `cu/linear.cu`; figures: `docs/kernels/linear.md`.
 //!
-//! A weight lies on the device once, `bf16 [n, d]`, and serves both directions. What is added to a product
-//! (`bias + residual`, an earlier `dX`) lies in the output before the product, which adds to it (beta one): beside the
-//! product, that is one write of `Y`, where a pass afterwards would read and write it. `bias + residual` is rounded
-//! to `bf16` on the way, once; a residual alone is exact.
+//! A weight lies on the device once, `bf16 [n, d]`, and serves both directions. What is added to a product is read by
+//! the product: a residual where it lies, `bias + residual`, an earlier `dX` or what adapters wrote
+//! ([`crate::adapted`]) in the output. Beside the product, a bias costs one write of `Y`, where a pass afterwards would
+//! read and write it; `bias + residual` is rounded to `bf16` on the way, once.
 //!
 //! Row invariance: every product is asked for with [`Product::invariant`]. On the emulator that is exact; on CUDA
 //! it is what the device's batch-invariant mode gives (`docs/kernels/linear.md`), for windows of equal alignment.
@@ -15,8 +15,8 @@ use super::{
 use crate::backend::{Backend, Buffer, Mat, MatMut};
 use crate::error::{Error, Result, check_len};
 use crate::gpu::{
-    Arg, Device, Gpu, GpuBuf, Launch, Operand, Output, OutputType, Product, blocks, extent, window,
-    window_mut,
+    Addend, Arg, Device, Gpu, GpuBuf, Launch, Operand, Output, OutputType, Product, blocks, extent,
+    window, window_mut,
 };
 use half::bf16;
 use half::slice::HalfFloatSliceExt;
@@ -115,11 +115,17 @@ impl<D: Device> Linear for Gpu<D> {
         let Shape { in_dim: d, out_dim: n } = args.weight.shape;
         args.check(args.weight.shape)?;
         let Forward { x, weight, bias, residual, mut y, rows } = args;
-        let accumulate = bias.is_some() || residual.is_some() || d == 0;
-        if accumulate {
-            self.start(&mut y, (rows, n), bias, residual)?;
-        }
-        self.dense((rows, n, d), (rows_operand(&x), weight.operand(0, true)), &y, accumulate)
+        let added = match (bias, residual) {
+            (None, None) if d > 0 => Added::Nothing,
+            (None, Some(c)) if d > 0 => {
+                Added::Matrix(Addend { address: c.buf.address_at(c.start), stride: c.stride })
+            }
+            _ => {
+                self.start(&mut y, (rows, n), bias, residual)?;
+                Added::Output
+            }
+        };
+        self.dense((rows, n, d), (rows_operand(&x), weight.operand(0, true)), &y, added)
     }
 
     fn linear_backward(&self, args: Backward<'_, Self>) -> Result<()> {
@@ -129,11 +135,28 @@ impl<D: Device> Linear for Gpu<D> {
         if n == 0 && !accumulate {
             self.start(&mut dx, (rows, d), None, None)?;
         }
-        self.dense((rows, d, n), (rows_operand(&dy), weight.operand(0, false)), &dx, accumulate)
+        let added = if accumulate { Added::Output } else { Added::Nothing };
+        self.dense((rows, d, n), (rows_operand(&dy), weight.operand(0, false)), &dx, added)
     }
 }
 
+/// What a product adds to its sums.
+enum Added {
+    Nothing,
+    /// What the output holds.
+    Output,
+    Matrix(Addend),
+}
+
 impl<D: Device> Gpu<D> {
+    /// `Y += X·W`: bias and residual of the arguments are in `Y` already.
+    pub(crate) fn linear_onto(&self, args: Forward<'_, Self>) -> Result<()> {
+        let Shape { in_dim: d, out_dim: n } = args.weight.shape;
+        args.check(args.weight.shape)?;
+        let factors = (rows_operand(&args.x), args.weight.operand(0, true));
+        self.dense((args.rows, n, d), factors, &args.y, Added::Output)
+    }
+
     /// `Y = bias + residual`.
     fn start(
         &self,
@@ -164,20 +187,25 @@ impl<D: Device> Gpu<D> {
         })
     }
 
-    /// `D [m, n] (=|+=) A [m, k] · B [k, n]`; a sum of nothing adds nothing.
+    /// `D [m, n] = A [m, k] · B [k, n]` and what is added; a sum of nothing is not formed.
     fn dense(
         &self,
         (m, n, k): (usize, usize, usize),
         (a, b): (Operand, Operand),
         out: &MatMut<'_, GpuBuf<D, bf16>>,
-        accumulate: bool,
+        added: Added,
     ) -> Result<()> {
         if k == 0 {
             return Ok(());
         }
+        let (accumulate, c) = match added {
+            Added::Nothing => (false, None),
+            Added::Output => (true, None),
+            Added::Matrix(c) => (true, Some(c)),
+        };
         let address = out.buf.address_at(out.start);
         let out = Output { address, stride: out.stride, element: OutputType::Bf16 };
-        self.product(&Product { m, n, k, a, b, out, accumulate, invariant: true })
+        self.product(&Product { m, n, k, a, b, out, accumulate, c, invariant: true })
     }
 }
 

@@ -3,15 +3,17 @@
 //! Owns the order of the launches; the numbers are chosen in `gpu/plan.rs`. What the device alone can see
 //! (ranks above 64, segments that leave the pack or the slabs, that overlap or are out of order) it notes in
 //! the backend's refusal word and leaves out; that gradients of different segments do not overlap is the
-//! caller's promise. Start at [`Call`], then the `impl Lora for Gpu`; `docs/kernels/lora.md` has the
+//! caller's promise. Adapters that come before their product are in `gpu/first.rs`. Start at [`Call`], then the `impl Lora for Gpu`; `docs/kernels/lora.md` has the
 //! pictures. Never run on a GPU so far.
 
+pub(crate) mod first;
 mod plan;
 
 use super::{Backward, Forward, Lora, Segment, SiteOutput, check_sites, check_tables};
 use crate::backend::{Buffer, Mat, MatMut};
 use crate::error::Result;
 use crate::gpu::{Arg, Device, Gpu, GpuBuf, Launch, MAX_ARGS, blocks, extent, window, window_mut};
+use first::Begins;
 use half::bf16;
 use plan::{
     CHUNK, EXPAND, Group, INPUT, MAX_RANK, Panels, SHRINK, by_height, per_output, shrink_shared,
@@ -281,6 +283,16 @@ impl<D: Device> Gpu<D> {
     /// # Errors
     /// As [`Lora::lora_backward`].
     pub fn lora_backward_within(&self, args: Backward<'_, Self>, bytes: usize) -> Result<()> {
+        self.lora_backward_by(args, bytes, None)
+    }
+
+    /// The backward; `first` where it begins `dX`, else it adds to it.
+    fn lora_backward_by(
+        &self,
+        args: Backward<'_, Self>,
+        bytes: usize,
+        mut first: Option<Begins>,
+    ) -> Result<()> {
         let op = "lora_backward";
         let Backward { x, sites, segments, num_segments, row_token, params, rows, .. } = args;
         if let (Some(dx), Some(first)) = (&args.dx, sites.first()) {
@@ -309,16 +321,21 @@ impl<D: Device> Gpu<D> {
             for from in (0..rows).step_by(panels.rows) {
                 call.panel(group, &g, panels, from)?;
             }
-            if let Some(dx) = &args.dx {
-                call.input(group, (g.masks, g.ds), dx)?;
+            let Some(dx) = &args.dx else { continue };
+            match first.take() {
+                Some(begins) => call.input_first(group, (g.masks, g.ds), dx, begins)?,
+                None => call.input(group, (g.masks, g.ds), dx)?,
             }
         }
         Ok(())
     }
-}
 
-impl<D: Device> Lora for Gpu<D> {
-    fn lora_forward(&self, args: Forward<'_, Self>) -> Result<()> {
+    /// The forward with `expand` for its last step: group, `S'`, `Y` and its stride.
+    fn lora_forward_by<'a>(
+        &'a self,
+        args: Forward<'a, Self>,
+        expand: impl Fn(&Call<'a, D>, &Group, Arg, (Arg, usize)) -> Result<()>,
+    ) -> Result<()> {
         let Forward { x, sites, segments, num_segments, row_token, params, rows, y } = args;
         let pack = Pack { x, sites, segments, num_segments, row_token, params, rows };
         let shape = (y.stride, Buffer::len(y.buf));
@@ -328,9 +345,15 @@ impl<D: Device> Lora for Gpu<D> {
         for group in &call.groups {
             let space = self.workspace([call.mask_bytes(group), call.sums_bytes(group)])?;
             call.shrink(group, space.arg(0), space.arg(1))?;
-            call.expand(group, space.arg(1), (y.buf.arg(), y.stride))?;
+            expand(&call, group, space.arg(1), (y.buf.arg(), y.stride))?;
         }
         Ok(())
+    }
+}
+
+impl<D: Device> Lora for Gpu<D> {
+    fn lora_forward(&self, args: Forward<'_, Self>) -> Result<()> {
+        self.lora_forward_by(args, Call::expand)
     }
 
     fn lora_backward(&self, args: Backward<'_, Self>) -> Result<()> {

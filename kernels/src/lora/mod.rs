@@ -14,7 +14,7 @@ use crate::error::{Error, Result, check_len};
 
 mod block;
 pub mod cpu;
-mod gpu;
+pub(crate) mod gpu;
 mod gradient;
 
 /// The rows of one user in a pack, and where its adapter and gradient lie in the slabs.

@@ -104,6 +104,7 @@ impl<D: Device> Call<'_, D> {
             b: self.head.operand(begin, true),
             out: output(0, at.width),
             accumulate: false,
+            c: None,
             invariant: true,
         })?;
         let wanted = |offset: usize| {
@@ -140,6 +141,7 @@ impl<D: Device> Call<'_, D> {
             b: self.head.operand(begin, false),
             out: output(at.sums, at.sums_stride),
             accumulate: begin > 0,
+            c: None,
             invariant: true,
         })
     }

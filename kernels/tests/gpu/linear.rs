@@ -82,15 +82,20 @@ impl Case {
 }
 
 fn forward<B: Linear + Subject>(b: &B, case: &Case) -> Vec<f32> {
+    forward_beside(b, case, &case.y)
+}
+
+/// With a residual that lies elsewhere in its buffer than `Y`.
+fn forward_beside<B: Linear + Subject>(b: &B, case: &Case, at: &Window) -> Vec<f32> {
     let (x, weight) = (case.x.input(b, &case.values), case.weight(b));
     let bias = case.bias.as_ref().map(|values| upload(b, values));
-    let residual = case.residual.as_ref().map(|values| case.y.input(b, values));
+    let residual = case.residual.as_ref().map(|values| at.input(b, values));
     let mut y = case.y.output(b);
     b.linear_forward(Forward {
         x: case.x.mat(&x),
         weight: &weight,
         bias: bias.as_ref(),
-        residual: residual.as_ref().map(|r| case.y.mat(r)),
+        residual: residual.as_ref().map(|r| at.mat(r)),
         y: case.y.mat_mut(&mut y),
         rows: case.x.rows,
     })
@@ -133,6 +138,21 @@ fn products_are_within_the_derived_bound() {
     for shape in shapes {
         for place in PLACES {
             (0..4).for_each(|added| compare(fast(), &Case::new(shape, place, added)));
+        }
+    }
+}
+
+#[test]
+fn a_residual_is_read_where_it_lies() {
+    for shape in [(1, 1, 1), (5, 24, 40), (17, 9, 33), (3, 0, 5)] {
+        for (place, other) in [(0, 1), (1, 2), (2, 0)] {
+            let case = |added| Case::new(shape, PLACES[place], added);
+            let at = Window::new(shape.0, shape.2, PLACES[other]);
+            for added in [2, 3] {
+                let own = forward(fast(), &case(added));
+                same_bits("residual", &forward_beside(fast(), &case(added), &at), &own);
+            }
+            forward_beside(checked(), &case(2), &at);
         }
     }
 }

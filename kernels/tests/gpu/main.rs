@@ -22,6 +22,8 @@ mod naive;
 mod tolerance;
 
 mod activation;
+mod adapted;
+mod adapted_world;
 mod attention;
 mod classify;
 mod device;

@@ -7,10 +7,10 @@ use super::Result;
 use super::activations::{BlockActs, Gradients, LastActs, Scratch};
 use super::batch::DeviceLane;
 use super::network::Block;
-use super::pass::{Acts, In, Pass};
+use super::pass::{Acts, In, Pass, placed};
 use super::places::TrunkPlaces;
-use super::sites::Part;
-use kernels::{Mat, MatMut, Ops, activation, attention, embedding};
+use super::sites::{Part, Pick};
+use kernels::{Mat, MatMut, Ops, activation, adapted, attention, embedding};
 
 /// Where the backward of a block may end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +24,18 @@ pub(super) struct Reach {
 }
 
 impl<B: Ops> Pass<'_, B> {
+    /// The products of queries, keys and values, in the columns of their buffer.
+    fn qkv_products<'b>(&self, block: &'b Block<B>) -> [adapted::Product<'b, B>; 3] {
+        let d = self.net.dims;
+        [placed(&block.q, 0), placed(&block.k, d.q), placed(&block.v, d.q + d.kv)]
+    }
+
+    /// The MLP's products of its input, likewise.
+    fn mlp_products<'b>(&self, block: &'b Block<B>) -> Vec<adapted::Product<'b, B>> {
+        let width = self.net.dims.mlp;
+        block.mlp_in.iter().enumerate().map(|(i, w)| placed(w, i * width)).collect()
+    }
+
     /// Queries, keys and values of all rows, adapted and rotated, from the block's input.
     pub(super) fn qkv(
         &self,
@@ -35,11 +47,9 @@ impl<B: Ops> Pass<'_, B> {
         let (d, lane) = (self.net.dims, &self.batch.full);
         let normed = &mut scratch.normed;
         self.norm(lane.rows, &block.norm1, Mat::new(x, d.hidden), MatMut::new(normed, d.hidden))?;
-        let normed = Mat::new(&*normed, d.hidden);
-        self.product(lane.rows, normed, &block.q, None, MatMut::at(qkv, 0, d.qkv))?;
-        self.product(lane.rows, normed, &block.k, None, MatMut::at(qkv, d.q, d.qkv))?;
-        self.product(lane.rows, normed, &block.v, None, MatMut::at(qkv, d.q + d.kv, d.qkv))?;
-        self.adapt(lane, normed, (block, |s| &s.qkv), MatMut::new(qkv, d.qkv))?;
+        let (at, y) = ((block, (|s| &s.qkv) as Pick), MatMut::new(&mut *qkv, d.qkv));
+        let products = self.qkv_products(block);
+        self.adapted(lane, at, (Mat::new(&*normed, d.hidden), &products), None, y)?;
         self.rotate(lane, MatMut::at(qkv, 0, d.qkv), self.net.heads.heads, false)?;
         self.rotate(lane, MatMut::at(qkv, d.q, d.qkv), self.net.heads.kv_heads, false)
     }
@@ -74,21 +84,13 @@ impl<B: Ops> Pass<'_, B> {
             Mat::new(x, d.hidden),
             MatMut::new(&mut scratch.normed, d.hidden),
         )?;
-        let normed = Mat::new(&scratch.normed, d.hidden);
-        self.product(lane.rows, normed, &block.k, None, MatMut::at(&mut last.qkv, d.q, d.qkv))?;
-        self.product(
-            lane.rows,
-            normed,
-            &block.v,
-            None,
-            MatMut::at(&mut last.qkv, d.q + d.kv, d.qkv),
-        )?;
-        self.adapt(lane, normed, (block, |s| &s.kv), MatMut::new(&mut last.qkv, d.qkv))?;
+        let [q, k, v] = self.qkv_products(block);
+        let (x_kv, y) = (Mat::new(&scratch.normed, d.hidden), MatMut::new(&mut last.qkv, d.qkv));
+        self.adapted(lane, (block, |s| &s.kv), (x_kv, &[k, v]), None, y)?;
         self.rotate(lane, MatMut::at(&mut last.qkv, d.q, d.qkv), self.net.heads.kv_heads, false)?;
         self.gather(&scratch.normed, &mut scratch.gathered)?;
-        let gathered = Mat::new(&scratch.gathered, d.hidden);
-        self.product(outputs.rows, gathered, &block.q, None, MatMut::new(&mut last.q, d.q))?;
-        self.adapt(outputs, gathered, (block, |s| &s.q), MatMut::new(&mut last.q, d.q))?;
+        let (x_q, y) = (Mat::new(&scratch.gathered, d.hidden), MatMut::new(&mut last.q, d.q));
+        self.adapted(outputs, (block, |s| &s.q), (x_q, &[q]), None, y)?;
         self.rotate(outputs, MatMut::new(&mut last.q, d.q), self.net.heads.heads, false)?;
         let (_, k, v) = self.packed(&last.qkv);
         let out = (&mut last.acts.attention, &mut last.acts.lse);
@@ -135,22 +137,13 @@ impl<B: Ops> Pass<'_, B> {
         scratch: &mut Scratch<B>,
     ) -> Result<()> {
         let d = self.net.dims;
-        let heads = Mat::new(&acts.attention, d.q);
-        self.product(lane.rows, heads, &block.o, Some(x), MatMut::new(&mut acts.middle, d.hidden))?;
-        self.adapt(lane, heads, (block, |s| &s.o), MatMut::new(&mut acts.middle, d.hidden))?;
+        let (heads, y) = (Mat::new(&acts.attention, d.q), MatMut::new(&mut acts.middle, d.hidden));
+        self.adapted(lane, (block, |s| &s.o), (heads, &[placed(&block.o, 0)]), Some(x), y)?;
         let middle = Mat::new(&acts.middle, d.hidden);
         self.norm(lane.rows, &block.norm2, middle, MatMut::new(&mut scratch.normed, d.hidden))?;
         let normed = Mat::new(&scratch.normed, d.hidden);
-        for (i, w) in block.mlp_in.iter().enumerate() {
-            self.product(
-                lane.rows,
-                normed,
-                w,
-                None,
-                MatMut::at(&mut acts.mlp_in, i * d.mlp, d.mlp_in),
-            )?;
-        }
-        self.adapt(lane, normed, (block, |s| &s.mlp_in), MatMut::new(&mut acts.mlp_in, d.mlp_in))
+        let (products, y) = (self.mlp_products(block), MatMut::new(&mut acts.mlp_in, d.mlp_in));
+        self.adapted(lane, (block, |s| &s.mlp_in), (normed, &products), None, y)
     }
 
     /// From the attention output on: [`Pass::to_mlp`], then `output = middle + down(act(mlp_in))`.
@@ -166,8 +159,8 @@ impl<B: Ops> Pass<'_, B> {
         self.to_mlp(block, lane, x, acts, scratch)?;
         self.activate(lane.rows, &acts.mlp_in, &mut scratch.hidden)?;
         let (hidden, middle) = (Mat::new(&scratch.hidden, d.mlp), Mat::new(&acts.middle, d.hidden));
-        self.product(lane.rows, hidden, &block.down, Some(middle), MatMut::new(output, d.hidden))?;
-        self.adapt(lane, hidden, (block, |s| &s.down), MatMut::new(output, d.hidden))
+        let (products, y) = ([placed(&block.down, 0)], MatMut::new(output, d.hidden));
+        self.adapted(lane, (block, |s| &s.down), (hidden, &products), Some(middle), y)
     }
 
     /// Fills the buffers of a block that were not stored, from its stored input.
@@ -248,13 +241,9 @@ impl<B: Ops> Pass<'_, B> {
         self.learn(lane.rows, (block, |p| p.q), (x_normed, dq), grads)?;
         self.learn(lane.rows, (block, |p| p.k), (x_normed, dk), grads)?;
         self.learn(lane.rows, (block, |p| p.v), (x_normed, dv), grads)?;
-        if reach.normed {
-            let dx = MatMut::new(normed, d.hidden);
-            self.product_back(lane.rows, Mat::at(qkv, 0, d.qkv), &block.q, dx, false)?;
-            self.key_value_back(block, qkv, normed, true)?;
-        }
         let dx = reach.normed.then(|| MatMut::new(&mut *normed, d.hidden));
-        self.adapt_back(lane, (block, |s| &s.qkv), (x_normed, Mat::new(qkv, d.qkv)), grads, dx)?;
+        let (at, xdy) = ((block, (|s| &s.qkv) as Pick), (x_normed, Mat::new(qkv, d.qkv)));
+        self.adapted_back(lane, at, &self.qkv_products(block), xdy, (&mut *grads, dx))?;
         let xdy = (Mat::new(x, d.hidden), Mat::new(&*normed, d.hidden));
         self.learn_norm(lane.rows, (&block.norm1, |p| p.blocks[block.layer].norm1), xdy, grads)?;
         if reach.below {
@@ -313,23 +302,17 @@ impl<B: Ops> Pass<'_, B> {
         self.learn(outputs.rows, (block, |p| p.q), (x_gathered, dq), grads)?;
         self.learn(lane.rows, (block, |p| p.k), (x_normed, dk), grads)?;
         self.learn(lane.rows, (block, |p| p.v), (x_normed, dv), grads)?;
-        if !reach.normed {
-            self.adapt_back(outputs, (block, |s| &s.q), (x_gathered, dq), grads, None)?;
-            return self.adapt_back(lane, (block, |s| &s.kv), (x_normed, dkv), grads, None);
-        }
+        let [q, k, v] = self.qkv_products(block);
         let normed_outputs = &mut g.normed_outputs;
-        self.product_back(
-            outputs.rows,
-            dq,
-            &block.q,
-            MatMut::new(normed_outputs, d.hidden),
-            false,
-        )?;
-        let dx = Some(MatMut::new(normed_outputs, d.hidden));
-        self.adapt_back(outputs, (block, |s| &s.q), (x_gathered, dq), grads, dx)?;
-        self.key_value_back(block, &g.qkv, &mut g.normed, false)?;
-        let dx = Some(MatMut::new(&mut g.normed, d.hidden));
-        self.adapt_back(lane, (block, |s| &s.kv), (x_normed, dkv), grads, dx)?;
+        let dx = reach.normed.then(|| MatMut::new(&mut *normed_outputs, d.hidden));
+        let xdy = (x_gathered, dq);
+        self.adapted_back(outputs, (block, |s| &s.q), &[q], xdy, (&mut *grads, dx))?;
+        let dx = reach.normed.then(|| MatMut::new(&mut g.normed, d.hidden));
+        let xdy = (x_normed, dkv);
+        self.adapted_back(lane, (block, |s| &s.kv), &[k, v], xdy, (&mut *grads, dx))?;
+        if !reach.normed {
+            return Ok(());
+        }
         self.scatter(normed_outputs, &mut g.normed)?;
         let xdy = (Mat::new(x, d.hidden), Mat::new(&g.normed, d.hidden));
         self.learn_norm(lane.rows, (&block.norm1, |p| p.blocks[block.layer].norm1), xdy, grads)?;
@@ -340,30 +323,6 @@ impl<B: Ops> Pass<'_, B> {
         self.scatter(&g.stream_outputs, &mut g.stream)?;
         let dx = MatMut::new(&mut g.stream, d.hidden);
         self.norm_back(lane.rows, &block.norm1, xdy.0, xdy.1, dx)
-    }
-
-    fn key_value_back(
-        &self,
-        block: &Block<B>,
-        dqkv: &Acts<B>,
-        normed: &mut Acts<B>,
-        accumulate: bool,
-    ) -> Result<()> {
-        let (d, rows) = (self.net.dims, self.batch.full.rows);
-        self.product_back(
-            rows,
-            Mat::at(dqkv, d.q, d.qkv),
-            &block.k,
-            MatMut::new(normed, d.hidden),
-            accumulate,
-        )?;
-        self.product_back(
-            rows,
-            Mat::at(dqkv, d.q + d.kv, d.qkv),
-            &block.v,
-            MatMut::new(normed, d.hidden),
-            true,
-        )
     }
 
     fn attention_back(
@@ -400,15 +359,14 @@ impl<B: Ops> Pass<'_, B> {
         (grads, reach): (&mut B::Buf<f32>, Reach),
     ) -> Result<bool> {
         let (d, kind) = (self.net.dims, self.net.kind);
-        let dout = Mat::new(&*g.stream, d.hidden);
-        self.product_back(lane.rows, dout, &block.down, MatMut::new(g.hidden, d.mlp), false)?;
         if self.trains(lane, block, |s| &s.down) {
             self.activate(lane.rows, &acts.mlp_in, &mut scratch.hidden)?;
-            let xdy = (Mat::new(&scratch.hidden, d.mlp), dout);
-            self.learn(lane.rows, (block, |p| p.proj), xdy, grads)?;
-            let dx = Some(MatMut::new(&mut *g.hidden, d.mlp));
-            self.adapt_back(lane, (block, |s| &s.down), xdy, grads, dx)?;
         }
+        let xdy = (Mat::new(&scratch.hidden, d.mlp), Mat::new(&*g.stream, d.hidden));
+        self.learn(lane.rows, (block, |p| p.proj), xdy, grads)?;
+        let dx = Some(MatMut::new(&mut *g.hidden, d.mlp));
+        let products = [placed(&block.down, 0)];
+        self.adapted_back(lane, (block, |s| &s.down), &products, xdy, (&mut *grads, dx))?;
         if reach.lowest == Part::Down && !reach.below {
             return Ok(false);
         }
@@ -425,23 +383,15 @@ impl<B: Ops> Pass<'_, B> {
             rows: lane.rows,
             dim: d.mlp,
         })?;
-        for (i, w) in block.mlp_in.iter().enumerate() {
-            self.product_back(
-                lane.rows,
-                Mat::at(g.mlp_in, i * d.mlp, d.mlp_in),
-                w,
-                MatMut::new(g.normed, d.hidden),
-                i > 0,
-            )?;
-        }
         let middle = Mat::new(&acts.middle, d.hidden);
         if self.trains(lane, block, |s| &s.mlp_in) {
             self.norm(lane.rows, &block.norm2, middle, MatMut::new(&mut scratch.normed, d.hidden))?;
-            let xdy = (Mat::new(&scratch.normed, d.hidden), Mat::new(&*g.mlp_in, d.mlp_in));
-            self.learn(lane.rows, (block, |p| p.fc), xdy, grads)?;
-            let dx = Some(MatMut::new(&mut *g.normed, d.hidden));
-            self.adapt_back(lane, (block, |s| &s.mlp_in), xdy, grads, dx)?;
         }
+        let xdy = (Mat::new(&scratch.normed, d.hidden), Mat::new(&*g.mlp_in, d.mlp_in));
+        self.learn(lane.rows, (block, |p| p.fc), xdy, grads)?;
+        let dx = Some(MatMut::new(&mut *g.normed, d.hidden));
+        let products = self.mlp_products(block);
+        self.adapted_back(lane, (block, |s| &s.mlp_in), &products, xdy, (&mut *grads, dx))?;
         if reach.lowest == Part::MlpIn && !reach.below {
             return Ok(false);
         }
@@ -452,9 +402,9 @@ impl<B: Ops> Pass<'_, B> {
         let dout = Mat::new(&*g.stream, d.hidden);
         let xdy = (Mat::new(&acts.attention, d.q), dout);
         self.learn(lane.rows, (block, |p| p.o), xdy, grads)?;
-        self.product_back(lane.rows, dout, &block.o, MatMut::new(g.attention, d.q), false)?;
         let dx = Some(MatMut::new(&mut *g.attention, d.q));
-        self.adapt_back(lane, (block, |s| &s.o), xdy, grads, dx)?;
+        let products = [placed(&block.o, 0)];
+        self.adapted_back(lane, (block, |s| &s.o), &products, xdy, (&mut *grads, dx))?;
         Ok(reach.lowest == Part::Qkv || reach.below)
     }
 }

@@ -1,4 +1,4 @@
-//! The few calls every block is made of: frozen product, norm, adapter, each forward and backward.
+//! The few calls every block is made of: frozen products with their adapters, norm, rotation, forward and backward.
 
 use super::batch::{Batch, DeviceBatch, DeviceLane, Segments};
 use super::network::{Block, Network, NormWeights, Product};
@@ -6,7 +6,7 @@ use super::places::{BlockPlaces, NormPlace, ProductPlace, TrunkPlaces};
 use super::sites::{Layout, Part, Pick};
 use super::{Error, Result};
 use kernels::lora::SiteOutput;
-use kernels::{Backend, Mat, MatMut, Ops, linear, lora, norm, rope};
+use kernels::{Backend, Mat, MatMut, Ops, adapted, linear, norm, rope};
 
 /// A buffer of activations.
 pub(super) type Acts<B> = <B as kernels::Backend>::Buf<<B as kernels::Backend>::Act>;
@@ -59,43 +59,6 @@ pub(super) struct Pass<'a, B: Ops> {
 }
 
 impl<B: Ops> Pass<'_, B> {
-    pub(super) fn product(
-        &self,
-        rows: usize,
-        x: In<'_, B>,
-        w: &Product<B>,
-        residual: Option<In<'_, B>>,
-        y: Out<'_, B>,
-    ) -> Result<()> {
-        let (weight, bias) = (&w.weight, w.bias.as_ref());
-        Ok(self.net.backend.linear_forward(linear::Forward {
-            x,
-            weight,
-            bias,
-            residual,
-            y,
-            rows,
-        })?)
-    }
-
-    pub(super) fn product_back(
-        &self,
-        rows: usize,
-        dy: In<'_, B>,
-        w: &Product<B>,
-        dx: Out<'_, B>,
-        accumulate: bool,
-    ) -> Result<()> {
-        let weight = &w.weight;
-        Ok(self.net.backend.linear_backward(linear::Backward {
-            dy,
-            weight,
-            dx,
-            accumulate,
-            rows,
-        })?)
-    }
-
     pub(super) fn norm(
         &self,
         rows: usize,
@@ -149,52 +112,52 @@ impl<B: Ops> Pass<'_, B> {
         self.whole.is_some() || self.groups(lane, (block, pick)).next().is_some()
     }
 
-    /// `y += adapters(x)` at a block's sites, layout by layout; a row is of one segment, so its sum does not depend on
-    /// the layouts beside it.
-    pub(super) fn adapt(
-        &self,
-        lane: &DeviceLane<B>,
-        x: In<'_, B>,
+    /// The adapters of a lane at a block's sites, by layout.
+    fn parts<'b>(
+        &'b self,
+        lane: &'b DeviceLane<B>,
         at: (&Block<B>, Pick),
-        y: Out<'_, B>,
-    ) -> Result<()> {
-        let (row_token, rows, params) = (&lane.row_token, lane.rows, self.adapters.params);
-        for (sites, Segments { buf: segments, num }) in self.groups(lane, at) {
-            let y = MatMut { buf: &mut *y.buf, ..y };
-            let num_segments = *num;
-            let args =
-                lora::Forward { x, sites, segments, num_segments, row_token, params, y, rows };
-            self.net.backend.lora_forward(args)?;
-        }
-        Ok(())
-    }
-
-    /// `grads += ...`, `dx += ...` at a block's sites, layout by layout.
-    pub(super) fn adapt_back(
-        &self,
-        lane: &DeviceLane<B>,
-        at: (&Block<B>, Pick),
-        (x, dy): (In<'_, B>, In<'_, B>),
-        grads: &mut B::Buf<f32>,
-        mut dx: Option<Out<'_, B>>,
-    ) -> Result<()> {
-        let (row_token, rows, params) = (&lane.row_token, lane.rows, self.adapters.params);
-        for (sites, Segments { buf: segments, num }) in self.groups(lane, at) {
-            let args = lora::Backward {
-                x,
+    ) -> Vec<adapted::Part<'b, B>> {
+        self.groups(lane, at)
+            .map(|(sites, Segments { buf: segments, num })| adapted::Part {
                 sites,
                 segments,
                 num_segments: *num,
-                row_token,
-                params,
-                dy,
-                grads: &mut *grads,
-                dx: dx.as_mut().map(|dx| MatMut { buf: &mut *dx.buf, ..*dx }),
-                rows,
-            };
-            self.net.backend.lora_backward(args)?;
-        }
-        Ok(())
+            })
+            .collect()
+    }
+
+    /// `y = x·W + b + residual + adapters(x)`: products of one input, each in its columns of `y`, and a block's sites on
+    /// them. A row is of one segment, so it does not depend on the layouts beside its own.
+    pub(super) fn adapted(
+        &self,
+        lane: &DeviceLane<B>,
+        at: (&Block<B>, Pick),
+        (x, products): (In<'_, B>, &[adapted::Product<'_, B>]),
+        residual: Option<In<'_, B>>,
+        y: Out<'_, B>,
+    ) -> Result<()> {
+        let (row_token, rows, params) = (&lane.row_token, lane.rows, self.adapters.params);
+        let parts = &self.parts(lane, at);
+        let adapters = adapted::Adapters { parts, row_token, params };
+        let args = adapted::Forward { x, products, residual, y, adapters, rows };
+        Ok(self.net.backend.adapted_forward(args)?)
+    }
+
+    /// `dx = Σ dy·Wᵀ + ...` of the products of one input, and `grads += ...` at a block's sites on them.
+    pub(super) fn adapted_back(
+        &self,
+        lane: &DeviceLane<B>,
+        at: (&Block<B>, Pick),
+        products: &[adapted::Product<'_, B>],
+        (x, dy): (In<'_, B>, In<'_, B>),
+        (grads, dx): (&mut B::Buf<f32>, Option<Out<'_, B>>),
+    ) -> Result<()> {
+        let (row_token, rows, params) = (&lane.row_token, lane.rows, self.adapters.params);
+        let parts = &self.parts(lane, at);
+        let adapters = adapted::Adapters { parts, row_token, params };
+        let args = adapted::Backward { x, products, dy, adapters, grads, dx, rows };
+        Ok(self.net.backend.adapted_backward(args)?)
     }
 
     /// `dW += dYᵀ·X`, `db += Σ dY` of one of a block's products where the base itself trains.
@@ -252,6 +215,11 @@ impl<B: Ops> Pass<'_, B> {
             rows,
         })?)
     }
+}
+
+/// A product whose outputs begin at a column of their buffer.
+pub(super) fn placed<B: Ops>(w: &Product<B>, y_start: usize) -> adapted::Product<'_, B> {
+    adapted::Product { weight: &w.weight, bias: w.bias.as_ref(), y_start }
 }
 
 /// `dW += dYᵀ·X`, `db += Σ dY` at a product's place.

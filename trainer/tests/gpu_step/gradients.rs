@@ -73,7 +73,8 @@ fn one_step_is_that_of_the_cpu() {
 }
 
 /// Suffixes of a shared prefix add to its keys and values, the last chunk of a segment's rows is ragged, positions turn
-/// one way: a device that gets one of these wrong is found out, and only where it is wrong.
+/// one way, the adapters of one layout leave the rows of the others alone: a device that gets one of these wrong is found
+/// out, and only where it is wrong.
 #[test]
 fn seeded_faults_are_seen() {
     let world = World::open("llama_tied");
@@ -93,6 +94,8 @@ fn seeded_faults_are_seen() {
     assert!(ragged.iter().all(|f| f.starts_with("user ")), "{ragged:?}");
     let turned = found("ROPE_SIGN");
     assert!(turned.iter().any(|f| f.starts_with("losses ")), "{turned:?}");
+    let others = found("LORA_FIRST_OTHERS");
+    assert!(others.iter().any(|f| f.starts_with("user ")), "{others:?}");
 }
 
 /// Every access of a small step looked at, and the same bits as without.

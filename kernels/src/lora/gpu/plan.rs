@@ -109,6 +109,11 @@ pub(super) const SHRINK: [&str; 3] = ["lora_shrink_m16", "lora_shrink_m32", "lor
 pub(super) const EXPAND: [&str; 3] = ["lora_expand_m16", "lora_expand_m32", "lora_expand_m64"];
 pub(super) const INPUT: [&str; 3] = ["lora_input_m16", "lora_input_m32", "lora_input_m32"];
 
+pub(super) const EXPAND_FIRST: [&str; 3] =
+    ["lora_expand_first_m16", "lora_expand_first_m32", "lora_expand_first_m64"];
+pub(super) const INPUT_FIRST: [&str; 3] =
+    ["lora_input_first_m16", "lora_input_first_m32", "lora_input_first_m32"];
+
 /// Rows of a backward that are worked on at a time, a multiple of [`CHUNK`], and the bytes of the partial
 /// sums of `dS` and of the chunks.
 #[derive(Debug, Clone, Copy)]
