@@ -322,6 +322,7 @@ mod tests {
             b: operand,
             out,
             accumulate: false,
+            c: None,
             invariant: true,
         };
         let more = |p: &Product| {

@@ -38,7 +38,7 @@ pub struct Operand {
 }
 
 /// A matrix of the result's elements that is added to a product; it does not overlap the result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Addend {
     /// Device address of its first element.
     pub address: u64,

@@ -51,7 +51,8 @@ impl Step {
         let out = Output { address, stride: rows, element };
         let (m, n, k) = (rows, rows, DIM);
         let accumulate = true;
-        b.product(&Product { m, n, k, a, b: of_z, out, accumulate, invariant: false }).unwrap();
+        b.product(&Product { m, n, k, a, b: of_z, out, accumulate, c: None, invariant: false })
+            .unwrap();
         b.norm_param_gradient(ParamGradient {
             centred: false,
             eps,

@@ -98,6 +98,6 @@ impl<D: Device> Gpu<D> {
             return Ok(());
         }
         let out = Output { address: out.address_at(0), stride: n, element: OutputType::F32 };
-        self.product(&Product { m, n, k, a, b, out, accumulate, invariant: true })
+        self.product(&Product { m, n, k, a, b, out, accumulate, c: None, invariant: true })
     }
 }
