@@ -53,7 +53,7 @@ impl<D: Device> Products<D> {
         (out, accumulate): (Output, bool),
     ) -> Result<()> {
         let invariant = false;
-        self.case.b.product(&Product { m, n, k, a, b, out, accumulate, invariant })
+        self.case.b.product(&Product { m, n, k, a, b, out, accumulate, c: None, invariant })
     }
 
     /// `S = X Aᵀ`.
