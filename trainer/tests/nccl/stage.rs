@@ -7,12 +7,14 @@
 use crate::job::{Ended, is_rank};
 use crate::rank::{SHARDS, options, run, shards, sync};
 use crate::sums::{bits, bound, in_order};
-use crate::world::{Setting, Way, World, job, mark};
+use crate::world::{Setting, Watched, Way, World, job, mark};
 use kernels::Backend as _;
+use kernels::gpu::{Gpu, GpuBuf};
 use std::time::Duration;
 use trainer::comm::nccl::{NcclOptions, SumOrder};
 use trainer::comm::{Communicator, HostSync};
-use trainer::stage::sums::{BetweenGpus, ByHost, OnGpu, Part};
+use trainer::stage::Result;
+use trainer::stage::sums::{BetweenGpus, ByHost, OnGpu, Part, ShardSums};
 
 const LIMIT: Duration = Duration::from_secs(30);
 /// Short for a test, long beside what a step takes here.
@@ -100,6 +102,71 @@ fn a_rank_without_a_shard_takes_part() {
     assert_eq!(three.count(2, "launch"), 0, "rank 2 holds none of two shards");
     assert_eq!(gathers(&three, 2), gathers(&three, 0));
     assert_eq!(order(&three, 2, 0), "G");
+}
+
+/// Sums all of the vector with the first bucket of a step, when the lower block's backward is still to come.
+#[derive(Debug)]
+struct TooEarly {
+    sums: Box<Way>,
+    params: usize,
+    begun: bool,
+}
+
+impl ShardSums<Gpu<Watched>> for TooEarly {
+    fn agree(&mut self, comm: &dyn Communicator, ids: &[u32]) -> Result<()> {
+        self.sums.agree(comm, ids)
+    }
+
+    fn bucket_bytes(&self) -> Option<usize> {
+        Some(0)
+    }
+
+    fn begin(
+        &mut self,
+        comm: &dyn Communicator,
+        of: (&Gpu<Watched>, &mut GpuBuf<Watched, f32>),
+        part: Part<'_>,
+    ) -> Result<()> {
+        if std::mem::replace(&mut self.begun, true) {
+            return Ok(());
+        }
+        let below = self.params - part.len;
+        let shards: Vec<usize> = part.shards.iter().map(|first| first - below).collect();
+        let whole = Part { shards: &shards, total: part.total - below, len: self.params };
+        self.sums.begin(comm, of, whole)?;
+        // Now, however late the fake's stream is.
+        self.sums.finish()
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.begun = false;
+        self.sums.finish()
+    }
+
+    fn scalars(&self, comm: &dyn Communicator, values: &[f64]) -> Result<f64> {
+        self.sums.scalars(comm, values)
+    }
+}
+
+fn too_early(comm: &dyn Communicator) -> String {
+    let (world, setting) = (World::open(comm), Setting::new(5));
+    let by_host = world.train(comm, &mut ByHost::new(HostSync::new(5)), setting).unwrap();
+    let sync = sync(comm, NcclOptions::new(5), LIMIT).unwrap();
+    let sums = Box::new(BetweenGpus::new(world.gpu.clone(), sync, 5));
+    let mut sums = TooEarly { sums, params: world.params(), begun: false };
+    let got = world.train(comm, &mut sums, setting).unwrap();
+    sums.sums.close().unwrap();
+    assert_eq!(got.steps[0].0.to_bits(), by_host.steps[0].0.to_bits(), "the loss is not summed");
+    if got == by_host { "the same".into() } else { "other bytes".into() }
+}
+
+#[test]
+fn a_bucket_begun_too_early_would_show() {
+    if is_rank() {
+        return run(too_early);
+    }
+    let ended = job("stage::a_bucket_begun_too_early_would_show", 1, "");
+    assert_eq!(ended.said(0), "other bytes");
 }
 
 /// Trains between GPUs until an error; then every slot is free and the group is gone.

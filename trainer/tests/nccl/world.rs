@@ -38,6 +38,9 @@ const MODULES: [&str; 13] = [
     "shards",
 ];
 
+/// Of the adapter.
+const LORA_RANK: u32 = 4;
+
 /// A way to add gradients on the device of these tests.
 pub(crate) type Way = dyn ShardSums<Gpu<Watched>>;
 
@@ -211,6 +214,11 @@ impl World {
         Self { gpu, net, lists, targets, examples: (0..Setting::EXAMPLES).map(example).collect() }
     }
 
+    /// Parameters of the adapter.
+    pub(crate) fn params(&self) -> usize {
+        self.lists.find(&self.targets).unwrap().1.params(LORA_RANK as usize)
+    }
+
     /// The stage; every slot must be free afterwards.
     pub(crate) fn train(
         &self,
@@ -219,7 +227,7 @@ impl World {
         setting: Setting,
     ) -> trainer::stage::Result<Trained> {
         let lora = AdapterSpec {
-            lora_rank: 4,
+            lora_rank: LORA_RANK,
             alpha: 8.0,
             rslora: false,
             dropout: 0.1,
@@ -237,7 +245,7 @@ impl World {
             early_stop: EarlyStop { enabled: false, held_out: 0.3, patience: 1 },
             ..Recipe::named("oppu-code").unwrap()
         };
-        let params = self.lists.find(&self.targets).unwrap().1.params(4);
+        let params = self.params();
         // Room for two or three examples: a rank alone has several packs in a batch.
         let size = StepSize { rows: 32, stored_blocks: 2, backward: true };
         let slots = 1 + setting.num_shards;
