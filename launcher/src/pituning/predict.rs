@@ -14,7 +14,8 @@ use trainer::eval::intents::{Outcome, ranked};
 use trainer::ids::{UserId, UserKey};
 use trainer::model::activations::StepSize;
 use trainer::model::event::EventNetwork;
-use trainer::stage::engine::{Engine, Events};
+use trainer::stage::engine::Engine;
+use trainer::stage::events::Events;
 use trainer::stage::foresee::{Asker, Form, Own, run as foresee};
 use trainer::store::{ModelFile, Status, Store, write_atomic};
 

@@ -17,7 +17,8 @@ use trainer::model::event::{EventNetwork, EventStepper, Places};
 use trainer::prompt::Example;
 use trainer::report::{Event, Stage};
 use trainer::shard::{CostModel, plan};
-use trainer::stage::engine::{Engine, Events};
+use trainer::stage::engine::Engine;
+use trainer::stage::events::Events;
 use trainer::stage::individual::{End, Watch};
 use trainer::stage::lesson::{
     ForgetFrom, Forgetting, RetainTo, focal, oversampled, plain, unlearning,

@@ -1,6 +1,7 @@
 //! The next intents of many people's windows, each person with the own adapter, in packed batches.
 
-use super::engine::{Engine, Events};
+use super::engine::Engine;
+use super::events::Events;
 use super::{Error, Result};
 use crate::ids::{Slot, UserId};
 use crate::lora::AdapterSpec;

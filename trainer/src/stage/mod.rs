@@ -1,9 +1,11 @@
 //! The stages of a run: each reads like a page.
 //!
 //! [`population`] trains the task adapter on the other users, [`individual`] everybody's own adapter,
-//! [`predict`] answers queries; [`whole`] trains every parameter of an event model. [`engine`] holds the device side, [`trainee`] one user's way.
+//! [`predict`] answers queries; [`whole`] trains every parameter of an event model. [`engine`] holds the device
+//! side ([`events`] where an event model is what trains), [`trainee`] one user's way.
 
 pub mod engine;
+pub mod events;
 pub mod foresee;
 mod hidden;
 pub mod individual;

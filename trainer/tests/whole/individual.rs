@@ -12,7 +12,8 @@ use trainer::model::activations::StepSize;
 use trainer::model::event::{EventNetwork, EventSpec, EventTable, History};
 use trainer::pack::ClassLoss;
 use trainer::stage;
-use trainer::stage::engine::{Engine, Events};
+use trainer::stage::engine::Engine;
+use trainer::stage::events::Events;
 use trainer::stage::individual::{End, PackRules, Watch, run};
 use trainer::stage::trainee::{Job, Outcome, Trainee};
 
