@@ -16,7 +16,7 @@ const LIMITS: &str = include_str!("../../cu/limits.toml");
 /// A device of either kind.
 #[derive(Debug)]
 pub(crate) enum TestDevice {
-    Emulator(Emulator),
+    Emulator(Box<Emulator>),
     Cuda(Box<Cuda>),
 }
 
@@ -51,7 +51,7 @@ impl TestDevice {
     pub(crate) fn open(mode: Mode, faults: &[&str]) -> Self {
         if !real() {
             let emulator = Emulator::open(mode, faults).unwrap_or_else(|error| panic!("{error}"));
-            return Self::Emulator(emulator);
+            return Self::Emulator(Box::new(emulator));
         }
         assert!(faults.is_empty(), "seeded bugs are for the emulator");
         let cache = Some(env!("CARGO_TARGET_TMPDIR").into());
