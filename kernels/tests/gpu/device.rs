@@ -63,7 +63,7 @@ impl TestDevice {
     /// place, on a GPU those of feature `flash-attn`, where the tests were built with it.
     pub(crate) fn open_flash() -> Self {
         match Self::open(Mode::Fast, &[]) {
-            Self::Emulator(emulator) => Self::Emulator(emulator.with_flash()),
+            Self::Emulator(emulator) => Self::Emulator(Box::new(emulator.with_flash())),
             cuda => cuda,
         }
     }
