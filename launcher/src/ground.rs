@@ -57,6 +57,19 @@ impl Ground {
         Ok((Self { free: device.free()?, device: Some(device) }, base, tokenizer))
     }
 
+    /// The device of a rank whose base is made in the run itself; a plan for a GPU opens none.
+    pub(crate) fn bare(
+        engine: &Engine,
+        purpose: Purpose,
+        (env, comm): (&Env, &dyn Communicator),
+    ) -> anyhow::Result<Self> {
+        if engine.device == DeviceKind::Cuda && purpose != Purpose::Run {
+            return Ok(Self { device: None, free: None });
+        }
+        let device = Device::open((engine.device, engine.graphs), env, comm)?;
+        Ok(Self { free: device.free()?, device: Some(device) })
+    }
+
     /// What computes.
     ///
     /// # Errors

@@ -47,6 +47,7 @@ pub(super) fn run(args: &BenchTrainArgs, env: &Env) -> anyhow::Result<Exit> {
         adapter_params: work.sites.params(lora_rank),
         layouts: 1,
         recompute: if args.recompute { Recompute::Always } else { Recompute::Never },
+        gathered: 0,
     };
     let sizes = choose(&net, bounds)?;
     let mut engine =

@@ -9,6 +9,7 @@ use super::{cpu_seconds, peak_rss_bytes, report};
 use crate::cli::{BenchTuneArgs, RunArgs};
 use crate::env::Env;
 use crate::exit::{Exit, Fails};
+use crate::ground::Purpose;
 use crate::pituning::{Course, EventSession, persons, slots, tuning};
 use kernels::{Cpu, linear::peak};
 use serde_json::json;
@@ -42,7 +43,7 @@ pub(super) fn run(
 ) -> anyhow::Result<Exit> {
     let config = config(args, env, comm)?;
     crate::threads(config.engine.threads, env)?;
-    let session = EventSession::open(config, env, comm)?;
+    let session = EventSession::open(config, Purpose::Run, env, comm)?;
     let student = student(&session);
     let stop = AtomicBool::new(false);
     let course = Course { session: &session, comm, events: &NullSink, stop: &stop };

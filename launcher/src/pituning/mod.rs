@@ -7,6 +7,7 @@ mod evaluate;
 mod models;
 pub(crate) mod parts;
 mod pictures;
+mod plan;
 mod predict;
 mod session;
 mod tune;
@@ -18,6 +19,7 @@ pub(crate) use tune::{persons, slots, tuning};
 use crate::cli::RunArgs;
 use crate::env::Env;
 use crate::exit::{Exit, Fails};
+use crate::ground::Purpose;
 use crate::run::Until;
 use crate::watch::{print, say};
 use anyhow::Context;
@@ -82,12 +84,15 @@ pub(crate) fn run(
         return Ok(Exit::Done);
     }
     crate::threads(config.engine.threads, env)?;
-    let session = EventSession::open(config, env, comm)?;
+    let gpu = args.gpu;
+    let purpose = if args.dry_run { Purpose::Plan { gpu } } else { Purpose::Run };
+    let session = EventSession::open(config, purpose, env, comm)?;
     if args.dry_run {
         return models::print_plan(&session, comm);
     }
     let stop = crate::run::stop_flag()?;
     let started = Instant::now();
+    plan::check(&session, until, comm.size())?;
     prepare_folder(&session, env, comm)?;
     let events = JsonlSink::open(&session.folder.join("events"), comm.rank())?;
     let course = Course { session: &session, comm, events: &events, stop: &stop };

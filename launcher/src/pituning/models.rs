@@ -1,11 +1,14 @@
 //! The population model and the student, and what they take: parameters, latency, memory.
 
+use super::plan::Needs;
 use super::{Course, EventSession};
 use crate::cli::RunArgs;
 use crate::device::on;
 use crate::env::Env;
 use crate::exit::{Exit, Fails};
+use crate::ground::Purpose;
 use crate::plan::gigabytes;
+use crate::run::Until;
 use crate::watch::{Progress, print};
 use kernels::Ops;
 use std::path::{Path, PathBuf};
@@ -148,7 +151,7 @@ fn train(
     params: Vec<f32>,
     path: &Path,
 ) -> anyhow::Result<Option<ModelFile>> {
-    on!(course.session.device, backend => {
+    on!(*course.session.device()?, backend => {
         let net = EventNetwork::partly(backend, job.spec.clone(), job.frozen)?;
         train_on(net, (course, job), of, params, path)
     })
@@ -220,8 +223,11 @@ fn train_on<B: Ops>(
     Ok(Some(model))
 }
 
-/// Refuses what does not fit the memory.
+/// Refuses what does not fit the memory of a rank on processors; of a GPU everything was looked at before.
 pub(super) fn budget(session: &EventSession, bytes: usize) -> anyhow::Result<()> {
+    if session.room.is_some() {
+        return Ok(());
+    }
     let (needed, there) = (gigabytes(bytes), session.config.engine.memory_gb);
     if needed > there {
         return Err(anyhow::anyhow!("{needed:.2} GB are needed, engine.memory_gb is {there:.2}"))
@@ -307,7 +313,7 @@ pub(super) fn with_model<T>(
     model: &ModelFile,
     work: impl FnOnce(&mut Ask<'_>) -> trainer::stage::Result<T>,
 ) -> anyhow::Result<T> {
-    on!(session.device, backend => with_model_on(backend, session, model, work))
+    on!(*session.device()?, backend => with_model_on(backend, session, model, work))
 }
 
 fn with_model_on<B: Ops, T>(
@@ -333,7 +339,7 @@ fn whole_size(
     (spec, frozen): (&EventSpec, usize),
     (rows, shards): (usize, usize),
 ) -> anyhow::Result<(usize, usize, usize)> {
-    Ok(on!(session.device, backend => {
+    Ok(on!(*session.device()?, backend => {
         let net = EventNetwork::partly(backend, spec.clone(), frozen)?;
         let bytes = WholeTrainer::bytes(&net, rows, shards);
         (net.places().len(), net.places().trained(), bytes)
@@ -361,8 +367,24 @@ pub(super) fn print_plan(session: &EventSession, comm: &dyn Communicator) -> any
         .map_or(of(&session.student), |l| l.params(session.lora.lora_rank as usize));
     let frozen = config.population.frozen_blocks;
     let shards = shards_of(0, comm.size(), config.population.virtual_shards).len();
-    let (all, trained, bytes) =
-        whole_size(session, (&session.teacher, frozen), (session.pack_rows(), shards))?;
+    let places = Places::partly(&session.teacher, frozen);
+    let (all, trained) = (places.len(), places.trained());
+    let memory = match session.room {
+        None => {
+            let of = (&session.teacher, frozen);
+            let (.., bytes) = whole_size(session, of, (session.pack_rows(), shards))?;
+            let (needed, there) = (gigabytes(bytes), config.engine.memory_gb);
+            format!(
+                "memory            {needed:.2} GB a rank in the population stage; budget {there:.2} GB"
+            )
+        }
+        Some(room) => {
+            let mine = people.div_ceil(comm.size());
+            // A rank alone adds its shards' gradients up as they come.
+            let held = if comm.size() == 1 { shards.min(1) } else { shards };
+            Needs::of(session, Until::Evaluate, mine, room)?.lines(session, held)
+        }
+    };
     print(&format!(
         "people            {people}, {cold} of them cold\n\
          columns           {}\n\
@@ -372,7 +394,7 @@ pub(super) fn print_plan(session: &EventSession, comm: &dyn Communicator) -> any
          student           {} parameters\n\
          a person's part   {own} parameters\n\
          ranks             {} with {} threads\n\
-         memory            {:.2} GB a rank in the population stage; budget {:.2} GB",
+         {memory}",
         columns.join(", "),
         vocabulary.intents.len(),
         config.model.window,
@@ -381,8 +403,6 @@ pub(super) fn print_plan(session: &EventSession, comm: &dyn Communicator) -> any
         of(&session.student),
         comm.size(),
         rayon::current_num_threads(),
-        gigabytes(bytes),
-        config.engine.memory_gb,
     ));
     Ok(Exit::Done)
 }
@@ -398,7 +418,8 @@ pub(crate) fn bench(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyho
         return Ok(Exit::Done);
     }
     crate::threads(config.engine.threads, env)?;
-    let session = EventSession::open(config, env, comm)?;
+    let purpose = if args.dry_run { Purpose::Plan { gpu: None } } else { Purpose::Run };
+    let session = EventSession::open(config, purpose, env, comm)?;
     if args.dry_run {
         return print_plan(&session, comm);
     }
@@ -420,7 +441,7 @@ pub(crate) fn bench(args: &RunArgs, env: &Env, comm: &dyn Communicator) -> anyho
         }
         if let Some(own) = own.filter(|_| name == "student") {
             let size = StepSize { rows, stored_blocks: spec.layers, backward: true };
-            let buffers = on!(session.device, backend => {
+            let buffers = on!(*session.device()?, backend => {
                 EventStepper::bytes(&EventNetwork::new(backend, spec.clone())?, size, 1)
             });
             let bytes = buffers + own * 16 + len * 4;

@@ -220,7 +220,7 @@ fn tuned(course: &Course<'_>, arm: EventArm, student: &ModelFile) -> anyhow::Res
         }
         return write(course, arm, &lines);
     }
-    let lines = on!(session.device, backend => {
+    let lines = on!(*session.device()?, backend => {
         let net = EventNetwork::new(backend, student.spec.clone())?;
         of_adapted(course, (net, student), &numbers, &own)?
     });
@@ -240,7 +240,7 @@ fn of_adapted<B: Ops>(
     let rows = session.pack_rows();
     let size = StepSize { rows, stored_blocks: 0, backward: false };
     let params = session.lists.lists()[0].params(session.lora.lora_rank as usize);
-    let slots = u32::try_from(rows / session.config.model.window + 2)?;
+    let slots = tune::answered(session, rows)?;
     let events = Events::new((&net, session.windows.table()), &session.lists, size)?;
     let mut engine = Engine::of(events, &session.lists, (slots, params))?;
     for batch in numbers.chunks(BATCH) {

@@ -3,6 +3,8 @@
 use crate::device::Device;
 use crate::env::Env;
 use crate::exit::Fails;
+use crate::ground::{Ground, Purpose};
+use crate::plan::room::Room;
 use serde_json::json;
 use std::path::PathBuf;
 use trainer::comm::Communicator;
@@ -29,7 +31,9 @@ const DATA_HINT: &str = "docs/guides/pituning.md says what every reader expects"
 pub(crate) struct EventSession {
     pub(crate) config: EventConfig,
     pub(crate) folder: PathBuf,
-    pub(crate) device: Device,
+    ground: Ground,
+    /// How much of its GPU the rank may take; none on processors.
+    pub(crate) room: Option<Room>,
     pub(crate) data: EventData,
     /// Where the data are generated.
     pub(crate) truth: Option<Truth>,
@@ -49,10 +53,12 @@ impl EventSession {
     /// Opens the device, reads or generates the data and fits everything to it.
     pub(crate) fn open(
         config: EventConfig,
+        purpose: Purpose,
         env: &Env,
         comm: &dyn Communicator,
     ) -> anyhow::Result<Self> {
-        let device = Device::open((config.engine.device, config.engine.graphs), env, comm)?;
+        let ground = Ground::bare(&config.engine, purpose, (env, comm))?;
+        let room = ground.room(&config.engine, purpose, (env, comm))?;
         let (mut data, truth, notes) = data_of(&config)?;
         data.users.truncate(config.data.users.unwrap_or(usize::MAX));
         anyhow::ensure!(!data.users.is_empty(), "no person is left in the data");
@@ -77,7 +83,8 @@ impl EventSession {
         let windows = Windows::new(&data, config.model.window)?;
         let session = Self {
             folder: config.run.out_dir.clone(),
-            device,
+            ground,
+            room,
             rules: PackRules {
                 chunk_rows: CHUNK_ROWS.max(config.model.window),
                 share_prefixes: false,
@@ -95,6 +102,14 @@ impl EventSession {
         // Whatever is wrong with a config is told before there is a run folder.
         session.pretrained()?;
         Ok(session)
+    }
+
+    /// What computes.
+    ///
+    /// # Errors
+    /// In a plan for a GPU.
+    pub(crate) fn device(&self) -> anyhow::Result<&Device> {
+        self.ground.device()
     }
 
     /// Whether histories are means of hidden states.

@@ -1,6 +1,6 @@
 //! Everybody's own part of the student, for each of the tuned arms.
 
-use super::{Course, EventSession, models};
+use super::{Course, EventSession, models, plan};
 use crate::device::{Device, on};
 use crate::exit::Fails;
 use crate::watch::{Progress, say};
@@ -14,7 +14,7 @@ use trainer::data::events::Part;
 use trainer::ids::{Step, UserId, UserKey};
 use trainer::lora::{SiteList, WholeTensor};
 use trainer::model::activations::StepSize;
-use trainer::model::event::{EventNetwork, EventStepper, Places};
+use trainer::model::event::{EventNetwork, EventSpec, EventStepper, Places};
 use trainer::prompt::Example;
 use trainer::report::{Event, Stage};
 use trainer::shard::{CostModel, plan};
@@ -117,12 +117,12 @@ pub(super) fn arm(course: &Course<'_>, arm: EventArm, student: &ModelFile) -> an
     let (users, tokens) = (people.len(), 0);
     course.events.emit(Event::StageStarted { stage: Stage::Individual, users, tokens })?;
     let end = if session.config.individual.tune == Tune::All {
-        let at_once = at_once(&session.device);
-        on!(session.device, backend => {
+        let at_once = at_once(session.device()?);
+        on!(*session.device()?, backend => {
             whole(backend, (course, student), (&tuning, people, at_once), &mut watch)?
         })
     } else {
-        on!(session.device, backend => {
+        on!(*session.device()?, backend => {
             adapted(backend, (course, student), (&tuning, people), &mut watch)?
         })
     };
@@ -148,6 +148,16 @@ pub(crate) fn tuning(session: &EventSession) -> Tuning {
 pub(crate) fn slots(session: &EventSession, people: usize) -> usize {
     let asked = session.config.engine.users_in_flight;
     if asked == 0 { AUTO_USERS } else { asked }.min(people.max(1))
+}
+
+/// People whose own parts are at hand while packs of `rows` rows are asked: as many as one holds, and those at its ends.
+pub(super) fn answered(session: &EventSession, rows: usize) -> anyhow::Result<u32> {
+    Ok(u32::try_from(rows / session.config.model.window + 2)?)
+}
+
+/// Rows of the packs of somebody who has a whole model.
+pub(super) fn own_rows(spec: &EventSpec, tuning: &Tuning) -> usize {
+    spec.window * tuning.learn.batch_size.max(tuning.unlearn.batch_size) as usize
 }
 
 /// Unlearning's optimiser with fine-tuning's adapter shape: both train the same parameters.
@@ -185,8 +195,7 @@ fn adapted<B: Ops>(
     let mut net = EventNetwork::new(backend, student.spec.clone())?;
     net.load(&student.params)?;
     let params = session.lists.lists()[0].params(session.lora.lora_rank as usize);
-    let slots = slots(session, people.len());
-    let rows = session.pack_rows();
+    let (rows, slots) = plan::sizes(session, people.len())?;
     let size = StepSize { rows, stored_blocks: student.spec.layers, backward: true };
     models::budget(session, EventStepper::bytes(&net, size, 1) + slots * params * 16)?;
     let events = Events::new((&net, session.windows.table()), &session.lists, size)?;
@@ -202,8 +211,7 @@ fn whole<B: Ops + Clone>(
     watch: &mut Watcher<'_>,
 ) -> anyhow::Result<End> {
     let session = course.session;
-    let rows =
-        student.spec.window * tuning.learn.batch_size.max(tuning.unlearn.batch_size) as usize;
+    let rows = own_rows(&student.spec, tuning);
     let net = EventNetwork::new(backend.clone(), student.spec.clone())?;
     models::budget(session, at_once * trainer::stage::whole::WholeTrainer::bytes(&net, rows, 1))?;
     drop(net);

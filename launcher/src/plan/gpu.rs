@@ -18,9 +18,9 @@ use trainer::model::spec::BaseSpec;
 use trainer::stage::forecast::{Forecast, prediction, training};
 
 /// Rows of a pack where memory allows.
-const AUTO_PACK_ROWS: usize = 8192;
+pub(crate) const AUTO_PACK_ROWS: usize = 8192;
 /// Users in flight where memory allows.
-const AUTO_USERS: usize = 256;
+pub(crate) const AUTO_USERS: usize = 256;
 /// Users in flight below which smaller packs are tried first.
 const ENOUGH_USERS: usize = 64;
 /// Bytes that nobody counts: what the context, loaded modules, the library's own kernels and gaps between pieces take.
@@ -54,22 +54,18 @@ pub(crate) fn choose(
     let of = |rows, stored_blocks, slots| -> anyhow::Result<Choice> {
         let step = StepSize { rows, stored_blocks, backward: true };
         let slots = u32::try_from(slots)?;
-        let forecast = training(base, lists, step, (slots, bounds.adapter_params))?;
+        let counted = training(base, lists, step, (slots, bounds.adapter_params))?;
+        let forecast = Forecast { sums: bounds.gathered, ..counted };
         Ok(Choice { sizes: Sizes { step, slots, bytes: forecast.total() }, forecast })
     };
     let least = if bounds.recompute == Recompute::Never { layers } else { 0 };
     let mut chosen = of(rows, least, slots)?;
     while !fits(&chosen.forecast, room) {
-        if automatic.1 && slots > ENOUGH_USERS {
-            slots /= 2;
-        } else if automatic.0 && rows / 2 >= bounds.chunk_rows {
-            rows /= 2;
-        } else if automatic.1 && slots > 1 {
-            slots /= 2;
-        } else {
+        let Some(less) = smaller((rows, slots), automatic, bounds.chunk_rows) else {
             let what = format!("packs of {rows} rows and {slots} users in flight");
             return Err(refusal(&what, &chosen.forecast, room)).input(TRAINING);
-        }
+        };
+        (rows, slots) = less;
         chosen = of(rows, least, slots)?;
     }
     if bounds.recompute == Recompute::Auto {
@@ -106,18 +102,38 @@ pub(crate) fn predicting(
     Err(refusal(&what, &forecast, room)).input(PREDICTION)
 }
 
-fn fits(forecast: &Forecast, room: Room) -> bool {
+/// The next smaller rows of a pack and users in flight, of what is `automatic`: users down to [`ENOUGH_USERS`], rows as
+/// long as they are `least`, users down to one; none below.
+pub(crate) fn smaller(
+    (rows, users): (usize, usize),
+    automatic: (bool, bool),
+    least: usize,
+) -> Option<(usize, usize)> {
+    if automatic.1 && users > ENOUGH_USERS {
+        Some((rows, users / 2))
+    } else if automatic.0 && rows / 2 >= least {
+        Some((rows / 2, users))
+    } else if automatic.1 && users > 1 {
+        Some((rows, users / 2))
+    } else {
+        None
+    }
+}
+
+/// Whether there is room for it and for what nobody counts.
+pub(crate) fn fits(forecast: &Forecast, room: Room) -> bool {
     forecast.total().saturating_add(RESERVE) <= room.bytes
 }
 
 /// What does not fit, part by part.
-fn refusal(what: &str, forecast: &Forecast, room: Room) -> anyhow::Error {
+pub(crate) fn refusal(what: &str, forecast: &Forecast, room: Room) -> anyhow::Error {
     let gb = |bytes: usize| format!("{:.2}", gigabytes(bytes));
-    let Forecast { base, activations, adapters, optimiser, workspace, tables } = *forecast;
+    let Forecast { base, activations, adapters, optimiser, workspace, tables, sums } = *forecast;
     let total = gb(forecast.total().saturating_add(RESERVE));
+    let gathered = if sums > 0 { format!("gradient sums {}, ", gb(sums)) } else { String::new() };
     anyhow::anyhow!(
         "{what} need {total} GB: base {}, activations {}, adapters {}, optimiser {}, workspace {}, tables {}, \
-         reserve {}; {}",
+         {gathered}reserve {}; {}",
         gb(base),
         gb(activations),
         gb(adapters),
@@ -131,7 +147,8 @@ fn refusal(what: &str, forecast: &Forecast, room: Room) -> anyhow::Error {
 
 /// The lines of a plan: each part of the memory and what it is for.
 pub(crate) fn lines(choice: &Choice, layers: usize, room: Room) -> String {
-    let Forecast { base, activations, adapters, optimiser, workspace, tables } = choice.forecast;
+    let Forecast { base, activations, adapters, optimiser, workspace, tables, .. } =
+        choice.forecast;
     let stored = choice.sizes.step.stored_blocks.min(layers);
     let (slots, again) = (choice.sizes.slots, layers - stored);
     let line = |name: &str, bytes: usize, what: &str| {

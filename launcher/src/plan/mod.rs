@@ -4,7 +4,7 @@
 //! On processors the budget is `engine.memory_gb` and formulas say what is taken ([`choose`]). On a GPU it is the device's
 //! memory ([`room`]), and what is taken is counted on a device that computes nothing ([`gpu`]).
 
-mod gpu;
+pub(crate) mod gpu;
 pub(crate) mod room;
 
 use crate::exit::{Exit, Fails};
@@ -55,6 +55,8 @@ pub(crate) struct Bounds {
     /// Lists of sites that adapters have.
     pub(crate) layouts: usize,
     pub(crate) recompute: Recompute,
+    /// Bytes that sums between GPUs gather; no processor has them.
+    pub(crate) gathered: usize,
 }
 
 /// Chooses sizes within the bounds: first rows and slots, then as many stored blocks as fit.
@@ -129,6 +131,7 @@ impl Bounds {
             adapter_params: session.adapter_params(),
             layouts: session.lists.lists().len(),
             recompute: engine.recompute,
+            gathered: 0,
         }
     }
 }
@@ -258,6 +261,12 @@ impl Needs {
             text += &format!(
                 "population stage  {gb:.2} GB of it, packs of {rows} rows, {slots} gradients, {stored} of {layers} blocks stored\n"
             );
+            if forecast.sums > 0 {
+                let sums = gigabytes(forecast.sums);
+                text += &format!(
+                    "  gradient sums   {sums:>8.2} GB of that, gathered between GPUs; NCCL's own buffers are in the reserve\n"
+                );
+            }
         }
         let (rows, cache) = predict::rows(session);
         let gb = whole(&self.prediction);

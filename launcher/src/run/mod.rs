@@ -92,10 +92,6 @@ pub(crate) fn run(
 ) -> anyhow::Result<Exit> {
     let document = session::document(args, comm)?;
     if document.method().input("run.method is pituning, or not there")?.is_some() {
-        if args.gpu.is_some() {
-            return Err(anyhow::anyhow!("--gpu: event models are planned for CPUs alone"))
-                .input("leave --gpu out");
-        }
         return crate::pituning::run(&document, args, until, (env, comm));
     }
     if until == Until::Distill {

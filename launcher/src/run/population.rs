@@ -11,6 +11,7 @@ use anyhow::Context;
 use std::path::Path;
 use std::time::Instant;
 use trainer::comm::Communicator;
+use trainer::config::GradientSum;
 use trainer::ids::{UserId, UserKey};
 use trainer::lora::{AdapterSpec, Merge, SiteList, SiteLists, Target};
 use trainer::model::cache::MappedBase;
@@ -19,6 +20,7 @@ use trainer::model::overlay::merge;
 use trainer::prompt::Example;
 use trainer::report::{Event, Stage};
 use trainer::stage::engine::Engine;
+use trainer::stage::forecast::gathered;
 use trainer::stage::individual::End;
 use trainer::stage::population::{Task, run as train};
 use trainer::store::{AdapterRef, Commit, Manifest, Outcome, Provenance, Store, Writer};
@@ -155,7 +157,11 @@ pub(crate) fn bounds(
     let lists = SiteLists::of_targets(session.base.spec(), [lora.targets.as_slice()])?;
     let num_shards = session.config.population.virtual_shards;
     let shards = trainer::comm::shards_of(comm.rank(), comm.size(), num_shards).len();
+    let ranks = comm.size();
+    let gathers = session.config.engine.gradient_sum == GradientSum::Device && ranks > 1;
+    let of = (sites, lora.lora_rank as usize);
     let bounds = Bounds {
+        gathered: if gathers { gathered(of, (num_shards, ranks)) } else { 0 },
         slots: shards + 1,
         users: shards + 1,
         adapter_params: sites.params(lora.lora_rank as usize),

@@ -14,7 +14,7 @@ use crate::comm::{Communicator, GradientSync, LocalShards, Reduce, shards_of};
 use crate::config::Recipe;
 use crate::ids::UserKey;
 use crate::model::activations::StepSize;
-use crate::model::event::{EventNetwork, EventStepper, EventTable, Goal, History};
+use crate::model::event::{EventNetwork, EventStepper, EventTable, Goal, History, MASKED};
 use crate::optim::{Order, steps_per_user};
 use crate::pack::{ClassLoss, Packer, Piece, chunks};
 use crate::prompt::Example;
@@ -404,6 +404,34 @@ impl<'a, B: Ops> WholeTrainer<'a, B> {
         })?;
         self.net.trunk().backend().read(&self.norm, 0, &mut norm)?;
         Ok(norm[0])
+    }
+}
+
+impl<B: Ops> WholeTrainer<'_, B> {
+    /// What takes most memory of a step, for a forecast: a pack of `rows` windows of one event each, with `hidden` one of
+    /// as many hidden events, and the optimiser.
+    ///
+    /// # Errors
+    /// What the model or the backend says.
+    pub(super) fn rehearse(
+        &mut self,
+        recipe: &Recipe,
+        (rows, hidden): (usize, bool),
+    ) -> Result<()> {
+        let mut loss = 0.0;
+        let window = Piece::supervised(&[0, 0], 1);
+        self.train(&vec![window; rows], (Goal::Intents, 1.0), &mut loss)?;
+        if hidden {
+            let (rows_of, only) = ([MASKED], Some(&[0][..]));
+            let piece = Piece { rows: &rows_of, first_output: 0, targets: &[0], loss: None, only };
+            self.train(&vec![piece; rows], (Goal::Events, 1.0), &mut loss)?;
+        }
+        let (losses, reconstruction, key, num_shards) = (&[][..], None, [0; 2], 1);
+        let (windows, validation) = (&[][..], &[][..]);
+        let task =
+            WholeTask { windows, losses, validation, recipe, reconstruction, key, num_shards };
+        self.update(&task, (0, 1), false)?;
+        Ok(())
     }
 }
 

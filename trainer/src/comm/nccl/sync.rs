@@ -37,6 +37,24 @@ impl NcclOptions {
     pub fn new(num_shards: u32) -> Self {
         Self { num_shards, order: SumOrder::Shards, buffer_bytes: 64 << 20 }
     }
+
+    /// Values of each shard that are gathered at a time from `size` ranks of at most `per_rank` shards, of buckets of
+    /// `len` values.
+    fn step(&self, (per_rank, size): (usize, usize), len: usize) -> usize {
+        let row = per_rank.max(1) * size * size_of::<f32>();
+        (self.buffer_bytes / row.max(1)).clamp(1, len.max(1))
+    }
+
+    /// Device memory that sums over `size` ranks of at most `per_rank` shards keep for gathered shards, where buckets
+    /// have up to `len` values.
+    pub fn gathered_bytes(&self, (per_rank, size): (usize, usize), len: usize) -> usize {
+        match self.order {
+            SumOrder::Shards => {
+                per_rank * size * self.step((per_rank, size), len) * size_of::<f32>()
+            }
+            SumOrder::Ranks => 0,
+        }
+    }
 }
 
 /// Who holds which shard, agreed by all ranks.
@@ -151,17 +169,11 @@ impl NcclSync {
         Ok(closed?)
     }
 
-    /// Values of each shard that fit the buffer at a time.
-    fn step(&self, agreement: &Agreement, len: usize) -> usize {
-        let row = agreement.per_rank.max(1) * self.group.place().size * size_of::<f32>();
-        (self.options.buffer_bytes / row).clamp(1, len.max(1))
-    }
-
     /// Gathers pieces of all shards and adds them in the shards' order.
     fn add_shards(&self, agreement: &Agreement, bucket: Bucket<'_>) -> Result<()> {
         let (size, rank) = (self.group.place().size, self.group.place().rank);
         let (len, lane) = (bucket.total.len, self.group.lane());
-        let step = self.step(agreement, len);
+        let step = self.options.step((agreement.per_rank, size), len);
         let mut scratch = self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let needed = agreement.per_rank * size * step;
         let gathered = self.at_least(&mut scratch.gathered, needed)?;

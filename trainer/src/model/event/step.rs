@@ -115,7 +115,7 @@ impl<B: Ops> EventStepper<B> {
         })
     }
 
-    /// Bytes of [`EventStepper::new`].
+    /// Bytes of [`EventStepper::new`], of which [`EventStepper::host_bytes`] are the host's on every backend.
     pub fn bytes(net: &EventNetwork<B>, size: StepSize, num_layouts: usize) -> usize {
         let (spec, t) = (&net.spec, size.rows);
         let pooled = if spec.history == History::Mean { 2 * spec.hidden } else { 0 };
@@ -129,6 +129,12 @@ impl<B: Ops> EventStepper<B> {
             + (t * pooled + room) * size_of::<B::Act>()
             + t * (per_row * size_of::<f32>() + plain)
             + work * size_of::<f32>()
+    }
+
+    /// Bytes of what a step reads back, and of the columns on their way.
+    pub fn host_bytes(net: &EventNetwork<B>, size: StepSize) -> usize {
+        let per_row = classes(&net.spec) + net.spec.columns.len();
+        Stepper::<B>::host_bytes(size) + size.rows * per_row * size_of::<f32>()
     }
 
     /// Rows a pack may have.

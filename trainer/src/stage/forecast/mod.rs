@@ -3,12 +3,19 @@
 //! Nothing is estimated here: the network, the engine and the largest packs are made as in a run, on
 //! [`kernels::gpu::dry::DryRun`], and what they allocate is read off its tally. The largest packs are those whose
 //! operations ask for most scratch memory: every row a sequence of its own and an output. Not counted is what the
-//! driver takes by itself. Start reading at [`training`].
+//! driver takes by itself. Start reading at [`training`]; event models are in [`events`].
+
+mod events;
+
+pub use events::{answers, tuning, whole};
 
 use super::Result;
+use super::buckets::buckets;
 use super::engine::Engine;
+use super::sums::BUCKET_BYTES;
+use crate::comm::nccl::NcclOptions;
 use crate::ids::Slot;
-use crate::lora::SiteLists;
+use crate::lora::{SiteList, SiteLists};
 use crate::model::Adapters;
 use crate::model::activations::StepSize;
 use crate::model::batch::{Batch, DeviceBatch};
@@ -26,11 +33,11 @@ use kernels::optim::Update;
 /// Bytes of device memory by purpose, as the driver gives them out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Forecast {
-    /// Frozen weights, norms and position tables.
+    /// Frozen weights, norms and position tables; of an event model all its parameters, and their forms for products.
     pub base: usize,
     /// Activations and their gradients; of prediction also keys and values.
     pub activations: usize,
-    /// Parameters of the adapters in flight, and their gradients.
+    /// Parameters of the adapters in flight, and their gradients; of a model that trains whole its gradient.
     pub adapters: usize,
     /// Their moments, and the table of due updates.
     pub optimiser: usize,
@@ -38,31 +45,29 @@ pub struct Forecast {
     pub workspace: usize,
     /// Tables of a pack: ids, positions, segments, sequences.
     pub tables: usize,
+    /// Gradients of other ranks' shards, gathered by a sum between GPUs ([`gathered`]).
+    pub sums: usize,
 }
 
 impl Forecast {
     /// All of it.
     pub fn total(&self) -> usize {
-        let Self { base, activations, adapters, optimiser, workspace, tables } = self;
-        base + activations + adapters + optimiser + workspace + tables
+        let Self { base, activations, adapters, optimiser, workspace, tables, sums } = self;
+        base + activations + adapters + optimiser + workspace + tables + sums
     }
 }
 
-/// A device that counts, what it had taken when opened, and the base on it.
+/// A device that counts, and what it had taken when opened.
 struct Paper {
     gpu: Gpu<DryRun>,
-    net: Network<Gpu<DryRun>>,
     opened: usize,
-    base: usize,
 }
 
 impl Paper {
-    fn new(spec: &BaseSpec, max_positions: usize) -> Result<Self> {
+    fn new() -> Result<Self> {
         let gpu = Gpu::new(DryRun::new())?;
         let opened = gpu.device().tally().current.held;
-        let net = Network::outline(gpu.clone(), spec, max_positions)?;
-        let base = gpu.device().tally().current.held - opened;
-        Ok(Self { gpu, net, opened, base })
+        Ok(Self { gpu, opened })
     }
 
     fn held(&self) -> usize {
@@ -96,20 +101,21 @@ pub fn training(
     size: StepSize,
     (slots, adapter_params): (u32, usize),
 ) -> Result<Forecast> {
-    let paper = Paper::new(spec, max_positions)?;
+    let paper = Paper::new()?;
+    let net = Network::outline(paper.gpu.clone(), spec, max_positions)?;
     let before = paper.held();
     let stepper = {
-        let _buffers = Stepper::new(&paper.net, size)?;
+        let _buffers = Stepper::new(&net, size)?;
         paper.held() - before
     };
-    let mut engine = Engine::new(&paper.net, lists, size, (slots, adapter_params))?;
+    let mut engine = Engine::new(&net, lists, size, (slots, adapter_params))?;
     let slabs = paper.held() - before - stepper;
     let segment = engine.segment(Slot(0), Slot(0));
     let updates: Vec<Update> =
         (0..slots).map(|slot| update(engine.slabs.offset(Slot(slot)), adapter_params)).collect();
     let mut tables = (0, 0);
     for rows in pack_rows(size.rows) {
-        let packer = pack(lists, segment, rows, &Piece::supervised(&[0, 0], 1));
+        let packer = pack(lists, Some(segment), rows, &Piece::supervised(&[0, 0], 1));
         if rows == size.rows {
             tables = paper.tables(rows, packer.batch())?;
         }
@@ -119,7 +125,7 @@ pub fn training(
     let (empty, filled) = tables;
     let adapters = 2 * granted(engine.slabs.slab_len() * size_of::<f32>());
     Ok(Forecast {
-        base: paper.base,
+        base: before - paper.opened,
         activations: stepper - empty,
         adapters,
         optimiser: slabs.saturating_sub(adapters),
@@ -127,6 +133,7 @@ pub fn training(
             + paper.opened
             + paper.beyond(),
         tables: filled,
+        sums: 0,
     })
 }
 
@@ -141,9 +148,10 @@ pub fn prediction(
     (rows, cache_rows): (usize, usize),
     (slots, adapter_params): (u32, usize),
 ) -> Result<Forecast> {
-    let paper = Paper::new(spec, max_positions)?;
+    let paper = Paper::new()?;
+    let net = Network::outline(paper.gpu.clone(), spec, max_positions)?;
     let before = paper.held();
-    let mut predictor = Predictor::new(&paper.net, rows, cache_rows)?;
+    let mut predictor = Predictor::new(&net, rows, cache_rows)?;
     let buffers = paper.held() - before;
     let params = paper.gpu.alloc::<f32>(slots as usize * adapter_params)?;
     let adapters = paper.held() - before - buffers;
@@ -151,18 +159,18 @@ pub fn prediction(
     for some in pack_rows(rows) {
         // The head takes a few rows at a time, however many there are.
         let silent = Piece { only: Some(&[]), ..Piece::prompt(&[0]) };
-        let mut packer = pack(lists, BARE, some - 1, &silent);
+        let mut packer = pack(lists, Some(BARE), some - 1, &silent);
         packer.add(&share(Some(BARE), 0, &[Piece::prompt(&[0])]));
         if some == rows {
             tables = paper.tables(rows, packer.batch())?;
         }
         let to_cache = vec![0; if cache_rows > 0 { packer.rows() } else { 0 }];
         let adapters = Adapters { layouts: lists.layouts(), params: &params };
-        predictor.prefill(&paper.net, (packer.batch(), &to_cache), adapters, &mut |_, _| {})?;
+        predictor.prefill(&net, (packer.batch(), &to_cache), adapters, &mut |_, _| {})?;
     }
     let (empty, filled) = tables;
     Ok(Forecast {
-        base: paper.base,
+        base: before - paper.opened,
         activations: buffers - empty,
         adapters,
         optimiser: 0,
@@ -170,7 +178,20 @@ pub fn prediction(
             + paper.opened
             + paper.beyond(),
         tables: filled,
+        sums: 0,
     })
+}
+
+/// Bytes that sums between the GPUs of `ranks` ranks gather at a time of an adapter's gradients, `num_shards` in the
+/// whole job, as the driver gives them out; what NCCL takes for itself is not among them.
+pub fn gathered(
+    (sites, lora_rank): (&SiteList, usize),
+    (num_shards, ranks): (u32, usize),
+) -> usize {
+    let cut = buckets(sites, lora_rank, BUCKET_BYTES);
+    let largest = cut.iter().map(|bucket| bucket.range.len()).max().unwrap_or(0);
+    let per_rank = (num_shards as usize).div_ceil(ranks.max(1));
+    granted(NcclOptions::new(num_shards).gathered_bytes((per_rank, ranks), largest))
 }
 
 /// A segment of an adapter that exists on paper.
@@ -194,13 +215,13 @@ fn pack_rows(most: usize) -> impl Iterator<Item = usize> {
 }
 
 /// Copies of a piece of one row, `rows` of them, spread over adapters of all layouts.
-fn pack(lists: &SiteLists, segment: Segment, rows: usize, piece: &Piece<'_>) -> Packer {
+fn pack(lists: &SiteLists, adapter: Option<Segment>, rows: usize, piece: &Piece<'_>) -> Packer {
     let mut packer = Packer::new(false);
     packer.clear();
     let pieces = vec![*piece; rows];
     let layouts = lists.lists().len().max(1);
     for (layout, pieces) in pieces.chunks(rows.div_ceil(layouts).max(1)).enumerate() {
-        packer.add(&share(Some(segment), layout, pieces));
+        packer.add(&share(adapter, layout, pieces));
     }
     packer
 }

@@ -2,11 +2,14 @@
 //! packs of all kinds.
 #![expect(clippy::unwrap_used, reason = "test code")]
 
+mod events;
+
 use kernels::gpu::Gpu;
 use kernels::gpu::dry::{DryRun, Usage, granted};
 use kernels::lora::Segment;
 use kernels::random::philox;
 use std::path::{Path, PathBuf};
+use trainer::comm::nccl::NcclOptions;
 use trainer::ids::Slot;
 use trainer::lora::{SiteList, SiteLists, Target};
 use trainer::model::activations::StepSize;
@@ -18,7 +21,7 @@ use trainer::model::step::Stepper;
 use trainer::model::weights::WeightSource;
 use trainer::pack::{Packer, Piece, Share};
 use trainer::stage::engine::Engine;
-use trainer::stage::forecast::{Forecast, prediction, training};
+use trainer::stage::forecast::{Forecast, gathered, prediction, training};
 
 type Paper = Gpu<DryRun>;
 /// The bases have at least so many.
@@ -220,4 +223,23 @@ fn prediction_has_its_cache_and_its_shelf() {
     assert_eq!((scores.optimiser, scores.adapters), (0, granted(16 * params(&lists) * 4)));
     assert_eq!(of(256, 0, 0).adapters, 0);
     assert!(of(1, 0, 1).total() < scores.total());
+}
+
+#[test]
+fn sums_between_gpus_have_their_buffer() {
+    let options = NcclOptions::new(8);
+    assert_eq!(options.gathered_bytes((4, 2), 1000), 8 * 1000 * 4);
+    assert_eq!(options.gathered_bytes((4, 2), 0), 8 * 4, "a value of each is always gathered");
+    // A bucket that is larger goes in pieces.
+    assert_eq!(options.gathered_bytes((4, 2), 1 << 30), 64 << 20);
+    assert_eq!(options.gathered_bytes((5, 3), 1 << 30), (64 << 20) / 60 * 60);
+    let source = source("llama_untied");
+    let lists = lists(source.spec(), 1);
+    let of = |lora_rank, ranks| gathered((&lists.lists()[0], lora_rank), (8, ranks));
+    // Below 1 MiB an adapter is one bucket; of 8 shards a rank of three has three.
+    let len = lists.lists()[0].params(3);
+    assert!(len * size_of::<f32>() < 1 << 20);
+    assert_eq!(of(3, 2), granted(8 * len * size_of::<f32>()));
+    assert_eq!(of(3, 3), granted(9 * len * size_of::<f32>()));
+    assert_eq!(of(20_000, 2), 64 << 20, "blocks of more than the buffer holds at once");
 }
