@@ -21,6 +21,7 @@ mod pituning;
 mod pituning_input;
 mod pituning_parts;
 mod pituning_stops;
+mod plan_events;
 mod plan_gpu;
 mod prepare;
 mod process;

@@ -54,10 +54,16 @@ fn a_plan_for_a_gpu_needs_none() {
     let both = ["--gpu", "h200", "--set", "engine.gpu_memory_gb=20"];
     let both = plan(&story, &both).must(0).stdout;
     assert!(both.contains("engine.gpu_memory_gb is 20.00"), "the smaller counts: {both}");
-    let two = ["plan", "--config", "config.toml", "--set", "engine.device=cuda", "--gpu", "h100"];
-    let two = Start::new(story.root(), 2, &two).run().must(0).stdout;
+    let two_ranks =
+        ["plan", "--config", "config.toml", "--set", "engine.device=cuda", "--gpu", "h100"];
+    let two = Start::new(story.root(), 2, &two_ranks).run().must(0).stdout;
     assert!(two.contains("ranks             2 with 1 threads, up to 6 users each"), "{two}");
     check_sum(&two);
+    // Between GPUs gradients are gathered; a rank alone and the host's sums have none there.
+    assert!(two.contains("\n  gradient sums ") && !large.contains("gradient sums"), "{two}");
+    let host = [&two_ranks[..], &["--set", "engine.gradient_sum=host"]].concat();
+    let host = Start::new(story.root(), 2, &host).run().must(0).stdout;
+    assert!(!host.contains("gradient sums"), "{host}");
     assert!(!story.path("run").exists(), "a plan starts nothing");
     assert!(!story.path("cache").exists(), "a plan for a GPU converts no base");
 }

@@ -418,13 +418,14 @@ impl<B: Ops> WholeTrainer<'_, B> {
         recipe: &Recipe,
         (rows, hidden): (usize, bool),
     ) -> Result<()> {
-        let mut loss = 0.0;
         let window = Piece::supervised(&[0, 0], 1);
-        self.train(&vec![window; rows], (Goal::Intents, 1.0), &mut loss)?;
-        if hidden {
-            let (rows_of, only) = ([MASKED], Some(&[0][..]));
-            let piece = Piece { rows: &rows_of, first_output: 0, targets: &[0], loss: None, only };
-            self.train(&vec![piece; rows], (Goal::Events, 1.0), &mut loss)?;
+        let (event, only) = ([MASKED], Some(&[0][..]));
+        let event = Piece { rows: &event, first_output: 0, targets: &[0], loss: None, only };
+        let packs = [(window, Goal::Intents), (event, Goal::Events)];
+        for (piece, goal) in packs.into_iter().take(1 + usize::from(hidden)) {
+            self.pack(&vec![piece; rows], 1.0);
+            let pack = (self.packer.batch(), self.table);
+            self.stepper.train_whole(self.net, pack, goal, &mut self.grads)?;
         }
         let (losses, reconstruction, key, num_shards) = (&[][..], None, [0; 2], 1);
         let (windows, validation) = (&[][..], &[][..]);
