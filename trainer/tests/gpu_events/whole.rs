@@ -6,7 +6,7 @@ use crate::world::{Emulated, Model, ROWS, Sample, bits, emulated, pack, specs, u
 use emulator::Mode;
 use kernels::backend::Buffer;
 use kernels::optim::{AdamW, Update};
-use kernels::{Backend, Cpu, Ops};
+use kernels::{Cpu, Ops};
 use std::sync::atomic::AtomicBool;
 use trainer::comm::{HostSync, Solo};
 use trainer::config::{EarlyStop, Recipe, ScheduleKind};
