@@ -226,9 +226,11 @@ impl<D: Device, S: DeviceSync> ShardSums<Gpu<D>> for BetweenGpus<D, S> {
     fn begin(
         &mut self,
         _: &dyn Communicator,
-        (_, slab): (&Gpu<D>, &mut GpuBuf<D, f32>),
+        (backend, slab): (&Gpu<D>, &mut GpuBuf<D, f32>),
         Part { shards, total, len }: Part<'_>,
     ) -> Result<()> {
+        // The sum's stream waits for what the device was given: a backend that holds work back gives it with its device.
+        let _ = backend.device();
         for first in shards.iter().chain([&total]) {
             let (op, what, room) = ("gradient sum", "a gradient", slab.len());
             kernels::error::check_len(op, what, first.saturating_add(len), room)?;
