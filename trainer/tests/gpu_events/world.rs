@@ -1,6 +1,7 @@
 //! Small event models on two backends, windows with every kind of loss, and users of all kinds.
 
-use emulator::{Emulator, Mode};
+use crate::device::TestDevice;
+use emulator::Mode;
 use half::bf16;
 use kernels::classify::Row;
 use kernels::gpu::Gpu;
@@ -19,10 +20,11 @@ use trainer::prompt::Example;
 use trainer::stage::engine::Engine;
 use trainer::stage::events::Events;
 
-pub(crate) type Emulated = Gpu<Emulator>;
+/// The emulator, or a GPU with `MYRIAD_TEST_DEVICE=cuda`.
+pub(crate) type Emulated = Gpu<TestDevice>;
 
 pub(crate) fn emulated(mode: Mode, faults: &[&str]) -> Emulated {
-    Gpu::new(Emulator::open(mode, faults).unwrap_or_else(|error| panic!("{error}"))).unwrap()
+    Gpu::new(TestDevice::open(mode, faults)).unwrap()
 }
 
 /// Rows that any pack of these tests has room for.

@@ -1,6 +1,7 @@
 //! Losses and every adapter's gradient of one step.
 
 use crate::bound;
+use crate::device::skipped_on_gpu;
 use crate::optimiser::updates;
 use crate::world::{
     BASES, Emulated, Measured, World, emulated, everybody, gradients, measure, split,
@@ -83,6 +84,9 @@ fn one_step_is_that_of_the_cpu() {
 /// out, and only where it is wrong.
 #[test]
 fn seeded_faults_are_seen() {
+    if skipped_on_gpu("seeded faults") {
+        return;
+    }
     let world = World::open("llama_tied");
     let who = everybody(&world);
     let theirs = measure(&world, &world.cpu(), &who, (0.0, 0)).unwrap();
@@ -107,6 +111,9 @@ fn seeded_faults_are_seen() {
 /// Every access of a small step looked at, and the same bits as without.
 #[test]
 fn checked_mode_finds_nothing() {
+    if skipped_on_gpu("checked mode") {
+        return;
+    }
     let (fast, checked) = (emulated(Mode::Fast, &[]), emulated(Mode::Checked, &[]));
     for name in BASES {
         let world = World::open(name);
