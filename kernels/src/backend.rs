@@ -144,6 +144,11 @@ impl<T: Element> Pending<T> {
         self.len() == 0
     }
 
+    /// Whether [`Pending::wait`] is known not to wait.
+    pub fn is_here(&self) -> bool {
+        matches!(self.0, State::Ready(_))
+    }
+
     /// The elements; waits for them alone.
     ///
     /// # Errors

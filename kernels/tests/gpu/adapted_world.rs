@@ -23,6 +23,9 @@ const GAP: usize = 3;
 /// A user as `(layout, rows, lora_rank, dropout)`; rank zero for the base alone.
 pub(crate) type User = (usize, usize, usize, f32);
 
+/// The sites of a layout, each over neighbouring products `(first, how many)`.
+pub(crate) type Over = [(usize, usize)];
+
 /// Widths of the products, and what is added to them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape<'a> {
@@ -64,8 +67,8 @@ pub(crate) struct World {
     pub(crate) dy: Vec<f32>,
 }
 
-/// Sites of a layout, each over neighbouring products `(first, how many)`, and its units.
-fn sites(layout: &[(usize, usize)], products: &[One]) -> (Vec<SiteOutput>, usize) {
+/// The sites of a layout in `Y`, and its units.
+fn sites(layout: &Over, products: &[One]) -> (Vec<SiteOutput>, usize) {
     let mut unit_offset = 0;
     let mut sites = Vec::new();
     for &(first, count) in layout {
@@ -84,7 +87,7 @@ impl World {
     pub(crate) fn new(
         draw: Draw,
         shape: Shape<'_>,
-        (place, layouts): ((usize, usize), &[&[(usize, usize)]]),
+        (place, layouts): ((usize, usize), &[&Over]),
         users: &[User],
     ) -> Self {
         let some = |seed: u64, len: usize| -> Vec<f32> {

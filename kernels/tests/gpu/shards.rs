@@ -40,9 +40,10 @@ fn run(b: &Emulated, (count, len): (usize, usize), (start, apart): (usize, usize
     let first = if last { start } else { room };
     // Shards lie in the slab in falling order: the order of the sum is the arguments'.
     let places: Vec<usize> = (0..count).map(|i| first + (count - 1 - i) * own).collect();
-    let (total, whole) = match last {
-        true => (start + count * own + GAP, start + count * own + GAP + len),
-        false => (start, room + count * own),
+    let (total, whole) = if last {
+        (start + count * own + GAP, start + count * own + GAP + len)
+    } else {
+        (start, room + count * own)
     };
     let mut slab = upload(b, &vec![AROUND; whole]);
     if apart > 0 {

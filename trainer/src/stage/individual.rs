@@ -298,6 +298,10 @@ impl Flight {
         let params = wanted.then(|| engine.evict(slot, trainee.num_params())).transpose()?;
         engine.slabs.release(slot)?;
         self.leaving.push_back(Leaving { trainee, slot, params });
+        // Without copies on their way, as on processors, nothing is gained by keeping a finished adapter from the store.
+        if self.leaving.iter().all(|left| left.params.as_ref().is_none_or(Pending::is_here)) {
+            self.collect(engine, watch)?;
+        }
         Ok(())
     }
 

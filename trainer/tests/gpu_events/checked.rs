@@ -1,5 +1,6 @@
 //! Every access of a small step looked at, with the same bits as without; and a device that is wrong is found out.
 
+use crate::device::skipped_on_gpu;
 use crate::users::answers;
 use crate::whole::{differing, goals, step};
 use crate::world::{Model, Sample, World, bits, emulated, measure, specs};
@@ -10,6 +11,9 @@ use trainer::stage::foresee::Form;
 
 #[test]
 fn checked_mode_finds_nothing() {
+    if skipped_on_gpu("checked mode") {
+        return;
+    }
     let devices = [emulated(Mode::Fast, &[]), emulated(Mode::Checked, &[])];
     for (name, spec) in specs() {
         let model = Model::new(&spec, 1);
@@ -38,6 +42,9 @@ fn checked_mode_finds_nothing() {
 /// device that gets one of these wrong is found out.
 #[test]
 fn seeded_faults_are_seen() {
+    if skipped_on_gpu("seeded faults") {
+        return;
+    }
     let (_, spec) = specs()[1].clone();
     let model = Model::new(&spec, 1);
     for (fault, at) in [("LINEAR_WIDE_START", 1), ("LOOKUP_OWNER", 0), ("CLASSIFY_TEMPERATURE", 0)]

@@ -9,6 +9,9 @@
 mod answers;
 mod bound;
 mod checked;
+#[path = "../../../kernels/tests/gpu/device.rs"]
+#[expect(dead_code, reason = "what the tests of single operations use as well")]
+mod device;
 #[path = "../gpu_step/bound.rs"]
 mod step_bound;
 mod tuning;

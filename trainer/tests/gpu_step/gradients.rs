@@ -1,20 +1,26 @@
 //! Losses and every adapter's gradient of one step.
 
 use crate::bound;
+use crate::device::skipped_on_gpu;
 use crate::optimiser::updates;
 use crate::world::{
     BASES, Emulated, Measured, World, emulated, everybody, gradients, measure, split,
 };
 use emulator::Mode;
 use trainer::ids::Slot;
-use trainer::lora::{SiteSpec, Target};
+use trainer::lora::{Half, SiteSpec, Target};
 
 /// What cancels in the gradients of queries and keys: softmax's is `P (dP - dO·O)`, and `O` has been rounded once. Of a
 /// row with few keys both terms may be far larger than their difference (with one key it is zero), and no larger than
 /// what makes the rest of the user's gradient.
-fn cancelled(site: &SiteSpec) -> f64 {
-    match site.target {
-        Target::Q | Target::K | Target::CAttn => bound::ROUNDING,
+///
+/// Likewise in the gradients of `A` of one supervised row: `dS = dY·B` is as many numbers as the adapter's rank, each a
+/// sum over all outputs, and all may be far smaller than their terms, whose roundings they keep. (Seen with rank 3: off by
+/// 9 % of a norm that is 3 % of the whole gradient's, which is 0.3 % of the whole, as much as other tensors are off.)
+fn cancelled(site: &SiteSpec, half: Half, supervised: usize) -> f64 {
+    match (site.target, half) {
+        (Target::Q | Target::K | Target::CAttn, _) => bound::ROUNDING,
+        (_, Half::A) if supervised == 1 => bound::ROUNDING,
         _ => 0.0,
     }
 }
@@ -38,7 +44,8 @@ fn differing(world: &World, ours: &Measured, theirs: &Measured) -> Vec<String> {
         for (site, half, range) in user.sites.tensors(user.lora.lora_rank as usize) {
             let (a, b) = (&a[range.clone()], &b[range]);
             let (distance, norm) = (bound::distance(a, b), bound::norm(b));
-            let near = distance <= bound::gradient(spec) * norm + cancelled(&site) * whole;
+            let near = distance
+                <= bound::gradient(spec) * norm + cancelled(&site, half, user.supervised()) * whole;
             if !near {
                 let tensor = site.peft_key(half);
                 out.push(format!(
@@ -77,6 +84,9 @@ fn one_step_is_that_of_the_cpu() {
 /// out, and only where it is wrong.
 #[test]
 fn seeded_faults_are_seen() {
+    if skipped_on_gpu("seeded faults") {
+        return;
+    }
     let world = World::open("llama_tied");
     let who = everybody(&world);
     let theirs = measure(&world, &world.cpu(), &who, (0.0, 0)).unwrap();
@@ -101,6 +111,9 @@ fn seeded_faults_are_seen() {
 /// Every access of a small step looked at, and the same bits as without.
 #[test]
 fn checked_mode_finds_nothing() {
+    if skipped_on_gpu("checked mode") {
+        return;
+    }
     let (fast, checked) = (emulated(Mode::Fast, &[]), emulated(Mode::Checked, &[]));
     for name in BASES {
         let world = World::open(name);

@@ -1,15 +1,16 @@
 //! Steps and answers as graphs: the bits of launch by launch.
 
+use crate::device::TestDevice;
 use crate::optimiser::updates;
 use crate::prediction::{GREEDY, askers, oracle};
 use crate::world::{Emulated, World, emulated, everybody, gradients};
-use emulator::{Emulator, Mode};
+use emulator::Mode;
 use kernels::gpu::Gpu;
 use std::collections::BTreeSet;
 use trainer::ids::Slot;
 
 fn with_graphs() -> Emulated {
-    Gpu::with_graphs(Emulator::open(Mode::Fast, &[]).unwrap(), 16).unwrap()
+    Gpu::with_graphs(TestDevice::open(Mode::Fast, &[]), 16).unwrap()
 }
 
 /// Bits of losses, gradients, norms and parameters of four steps on packs of one shape, from ever new tokens, dropout

@@ -9,6 +9,9 @@
 
 mod alone;
 mod bound;
+#[path = "../../../kernels/tests/gpu/device.rs"]
+#[expect(dead_code, reason = "what the tests of single operations use as well")]
+mod device;
 mod gradients;
 mod graphs;
 mod optimiser;

@@ -1,7 +1,8 @@
 //! The individual stage with fewer seats than users: adapters leave and come while the device works.
 
+use crate::device::{TestDevice, skipped_on_gpu};
 use crate::world::{Emulated, World};
-use emulator::{Copies, Emulator, Mode};
+use emulator::{Copies, Mode};
 use kernels::gpu::Gpu;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -87,9 +88,9 @@ fn train(world: &World, gpu: &Emulated, slots: u32) -> Left {
 }
 
 fn device(copies: Copies, graphs: usize) -> Emulated {
-    let emulator = Emulator::open(Mode::Fast, &[]).unwrap_or_else(|error| panic!("{error}"));
-    emulator.set_copies(copies);
-    Gpu::with_graphs(emulator, graphs).unwrap()
+    let device = TestDevice::open(Mode::Fast, &[]);
+    device.set_copies(copies);
+    Gpu::with_graphs(device, graphs).unwrap()
 }
 
 #[test]
@@ -108,6 +109,9 @@ fn swaps_and_graphs_change_nobodys_bits() {
         assert_eq!(left.order, plain.order, "{what}");
     }
     assert!(graphs.graph_counts().replayed > 0, "{:?}", graphs.graph_counts());
+    if skipped_on_gpu("copies out of order") {
+        return;
+    }
     // The comparison can fail: a device that overwrites a seat before it was copied.
     let unordered = train(&world, &device(Copies::Unordered, 0), 2);
     assert_ne!(unordered.bits, together.bits);

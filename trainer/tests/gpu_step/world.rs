@@ -1,6 +1,7 @@
 //! Tiny bases on two backends, users of all kinds, and one step of them.
 
-use emulator::{Emulator, Mode};
+use crate::device::TestDevice;
+use emulator::Mode;
 use half::bf16;
 use kernels::gpu::Gpu;
 use kernels::lora::Segment;
@@ -24,10 +25,11 @@ use trainer::stage::engine::Engine;
 /// Tied head, GQA 2; untied head, GQA 3, scaled rotary positions; GPT-2 with learned positions and biases; [`odd`].
 pub(crate) const BASES: [&str; 4] = ["llama_tied", "llama_untied", "gpt2", "odd"];
 
-pub(crate) type Emulated = Gpu<Emulator>;
+/// The emulator, or a GPU with `MYRIAD_TEST_DEVICE=cuda`.
+pub(crate) type Emulated = Gpu<TestDevice>;
 
 pub(crate) fn emulated(mode: Mode, faults: &[&str]) -> Emulated {
-    Gpu::new(Emulator::open(mode, faults).unwrap_or_else(|error| panic!("{error}"))).unwrap()
+    Gpu::new(TestDevice::open(mode, faults)).unwrap()
 }
 
 /// A user of the tests: an adapter (of rank zero for the base alone) and what it is trained on.

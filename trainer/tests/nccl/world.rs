@@ -53,7 +53,6 @@ pub(crate) struct Watched {
     fails_after: Mutex<Option<String>>,
 }
 
-#[expect(clippy::disallowed_methods, reason = "where the fake libraries log")]
 fn log_of_rank(rank: usize) -> PathBuf {
     PathBuf::from(std::env::var_os("FAKE_NCCL_LOG").unwrap()).join(rank.to_string())
 }

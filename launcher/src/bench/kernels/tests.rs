@@ -8,13 +8,17 @@ use kernels::gpu::Gpu;
 const TINY: &str = "rows=24,d=16,n=24,kv=8,adapters=3,lora_rank=4,groups=2,sequences=2,length=5,keys=7,heads=2,\
                     kv_heads=1,head_dim=16,f=24,ranges=3,v=50,every=3,hidden=8,intents=5,classes=5,slots=2,params=40";
 
-const ALL: [&str; 28] = [
+const ALL: [&str; 32] = [
     "linear_forward",
     "linear_backward",
     "linear_weight_gradient",
     "refresh",
+    "wide_forward",
+    "wide_backward",
     "lora_forward",
     "lora_backward",
+    "adapted_forward",
+    "adapted_backward",
     "attention_forward",
     "attention_backward",
     "attention_decode",
@@ -69,6 +73,22 @@ fn bytes_and_operations() {
             305_528_832.0,
             12_884_901_888.0,
         ),
+        // 2 (8192 (4096 + 6144) + 4096 · 6144) + 64 · 18432; 2 · 8192 · 4096 · 6144 and the adapter's.
+        (
+            "adapted_forward",
+            "rows=8192,d=4096,n=4096,kv=1024,adapters=1,lora_rank=16",
+            219_283_456.0,
+            412_316_860_416.0 + 4_831_838_208.0,
+        ),
+        // 2 (8192 (8192 + 6144) + 4096 · 6144) + 192 · 18432.
+        (
+            "adapted_backward",
+            "rows=8192,d=4096,n=4096,kv=1024,adapters=1,lora_rank=16",
+            288_751_616.0,
+            412_316_860_416.0 + 12_884_901_888.0,
+        ),
+        ("wide_forward", "rows=2,d=3,n=5", 2.0 * (6.0 + 15.0) + 40.0, 60.0),
+        ("wide_backward", "rows=2,d=3,n=5", 2.0 * (10.0 + 15.0) + 24.0, 60.0),
         // 8192 rows of 2 · 576 + 2 · 192 and 9 sums; 64 · 128 · 129 / 2 pairs of 4 · 576.
         (
             "attention_forward",
@@ -158,8 +178,8 @@ fn operations_are_the_contracts() {
     }
 }
 
-/// Every operation at tiny shapes; of its comparators, those that `expected` has.
-fn run_all<B: Subject>(b: &B, kind: &'static str, rival: &str) {
+/// Every operation at tiny shapes beside its comparators.
+fn run_all<B: Subject>(b: &B, kind: &'static str) {
     let chosen = choose::<B>(&[], &Sizes::parse(TINY).unwrap()).unwrap();
     let rules = Rules { runs: 1, time: Duration::ZERO };
     let place =
@@ -170,8 +190,20 @@ fn run_all<B: Subject>(b: &B, kind: &'static str, rival: &str) {
         let times = entry.times.unwrap();
         assert!(times.least > 0.0 && times.median.is_finite(), "{entry:?}");
         let names: Vec<&str> = entry.rivals.iter().map(|(name, _)| *name).collect();
-        let plain = entry.family == "lora" && entry.sizes.real("dropout") <= 0.0;
-        assert_eq!(names, if plain { vec![rival] } else { vec![] }, "{entry:?}");
+        let wanted = match (entry.family, kind) {
+            ("lora", _) if entry.sizes.real("dropout") > 0.0 => vec![],
+            ("lora", "cpu") => vec!["linear_per_adapter"],
+            ("lora", _) => vec!["library_per_adapter"],
+            ("adapted", "cuda") => vec!["product_first"],
+            _ if entry.op == "attention_forward"
+                && b.takes_flash()
+                && entry.sizes.count("prefix") == 0 =>
+            {
+                vec!["flash_attn"]
+            }
+            _ => vec![],
+        };
+        assert_eq!(names, wanted, "{entry:?}");
     }
     let json = table::json(&place, rules, &entries);
     let json: serde_json::Value = serde_json::from_str(&json.to_string()).unwrap();
@@ -183,13 +215,13 @@ fn run_all<B: Subject>(b: &B, kind: &'static str, rival: &str) {
 
 #[test]
 fn every_operation_runs_on_processors() {
-    run_all(&Cpu, "cpu", "linear_per_adapter");
+    run_all(&Cpu, "cpu");
 }
 
 #[test]
 fn every_operation_runs_on_the_emulator() {
-    let gpu = Gpu::new(Emulator::open(Mode::Fast, &[]).unwrap()).unwrap();
-    run_all(&gpu, "cuda", "library_per_adapter");
+    let emulator = Emulator::open(Mode::Fast, &[]).unwrap().with_flash();
+    run_all(&Gpu::new(emulator).unwrap(), "cuda");
 }
 
 #[test]

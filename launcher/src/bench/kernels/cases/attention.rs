@@ -3,8 +3,9 @@
 use super::super::model::{Unit, Work};
 use super::super::sizes::Sizes;
 use super::routing::Pack;
-use super::{Op, Run, Subject, acts, elements, no_rivals, real, table};
+use super::{Op, Rivals, Run, Subject, acts, elements, no_rivals, real, table};
 use kernels::Result;
+use kernels::attention::flash::Tables;
 use kernels::attention::{Backward, Forward, Grads, Heads, QueryGrads, Routing, Sequence};
 use kernels::backend::{Mat, MatMut};
 
@@ -25,18 +26,18 @@ const CACHES: &[(&str, &str)] = &[
 ];
 
 pub(super) fn ops<B: Subject>() -> Vec<Op<B>> {
-    let op = |name, presets, work, build| Op {
+    let op = |name, presets, work, build, rivals: Rivals<B>| Op {
         name,
         family: "attention",
         presets,
         work,
         build,
-        rivals: no_rivals,
+        rivals,
     };
     vec![
-        op("attention_forward", PACKS, forward_work, forward),
-        op("attention_backward", PACKS, backward_work, backward),
-        op("attention_decode", CACHES, decode_work, decode),
+        op("attention_forward", PACKS, forward_work, forward, rivals),
+        op("attention_backward", PACKS, backward_work, backward, no_rivals),
+        op("attention_decode", CACHES, decode_work, decode, no_rivals),
     ]
 }
 
@@ -81,6 +82,19 @@ fn forward<B: Subject>(b: &B, sizes: &Sizes) -> Result<Run> {
     let rows = pack.rows;
     let mut case = Case::new(b, sizes, pack, rows)?;
     Ok(Box::new(move || case.forward()))
+}
+
+/// Attention kernels that the device brings along (feature `flash-attn`: candle-flash-attn's), which know no prefixes.
+fn rivals<B: Subject>(b: &B, sizes: &Sizes) -> Result<Vec<(&'static str, Run)>> {
+    let pack = Pack::new(sizes.counts(["groups", "prefix", "sequences", "length"]));
+    let mut tables = Tables::alloc(b, pack.sequences.len())?;
+    tables.write(b, &pack.sequences, &pack.groups, &pack.limits)?;
+    if !b.takes_flash() || tables.cut().runs.is_empty() || tables.cut().has_rest {
+        return Ok(Vec::new());
+    }
+    let rows = pack.rows;
+    let mut case = Case::new(b, sizes, pack, rows)?;
+    Ok(vec![("flash_attn", Box::new(move || case.flash(&tables)))])
 }
 
 fn decode<B: Subject>(b: &B, sizes: &Sizes) -> Result<Run> {
@@ -146,8 +160,18 @@ impl<B: Subject> Case<B> {
     }
 
     fn forward(&mut self) -> Result<()> {
+        let b = self.b.clone();
+        b.attention_forward(self.args())
+    }
+
+    fn flash(&mut self, tables: &Tables<B>) -> Result<()> {
+        let b = self.b.clone();
+        b.attention_flash(self.args(), tables)
+    }
+
+    fn args(&mut self) -> Forward<'_, B> {
         let (q, kv) = (self.heads.q_dim(), self.heads.kv_dim());
-        self.b.attention_forward(Forward {
+        Forward {
             heads: self.heads,
             routing: Routing {
                 sequences: &self.sequences,
@@ -163,7 +187,7 @@ impl<B: Subject> Case<B> {
             lse: &mut self.lse,
             q_rows: self.q_rows,
             k_rows: self.k_rows,
-        })
+        }
     }
 
     fn backward(&mut self, dout: &B::Buf<B::Act>, grads: &mut B::Buf<B::Act>) -> Result<()> {

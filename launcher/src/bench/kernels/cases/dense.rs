@@ -5,7 +5,7 @@ use super::super::sizes::Sizes;
 use super::{Op, Run, Subject, acts, elements, no_rivals, real, values, weight};
 use kernels::Result;
 use kernels::backend::{Mat, MatMut};
-use kernels::linear::{Backward, Forward, Shape, WeightGradient};
+use kernels::linear::{Backward, Forward, Shape, WeightGradient, wide};
 
 const FROZEN: &[(&str, &str)] = &[
     ("smollm2_o", "rows=4096,d=576,n=576"),
@@ -23,6 +23,10 @@ const TRAINED: &[(&str, &str)] = &[
     ("gpt2_up", "rows=4096,d=768,n=3072"),
 ];
 
+/// Scores of intents.
+const SCORED: &[(&str, &str)] =
+    &[("student_intents", "rows=4096,d=128,n=100"), ("gpt2_intents", "rows=4096,d=768,n=100")];
+
 pub(super) fn ops<B: Subject>() -> Vec<Op<B>> {
     let op = |name, presets, work, build| Op {
         name,
@@ -37,6 +41,8 @@ pub(super) fn ops<B: Subject>() -> Vec<Op<B>> {
         op("linear_backward", FROZEN, product, backward),
         op("linear_weight_gradient", TRAINED, gradient_work, gradient),
         op("refresh", TRAINED, refresh_work, refresh),
+        op("wide_forward", SCORED, wide_forward_work, wide_forward),
+        op("wide_backward", SCORED, wide_backward_work, wide_backward),
     ]
 }
 
@@ -106,4 +112,38 @@ fn refresh<B: Subject>(b: &B, sizes: &Sizes) -> Result<Run> {
     let (b, mut weight) = (b.clone(), weight(b, d, n)?);
     let params = values(&b, elements([d, n]))?;
     Ok(Box::new(move || b.refresh(&mut weight, &params, 0)))
+}
+
+/// Both factors read, the result written in `f32`.
+fn wide_forward_work(sizes: &Sizes, act: f64) -> Work {
+    let [rows, d, n] = sizes.counts(["rows", "d", "n"]).map(real);
+    let bytes = act * (rows * d + d * n) + 4.0 * rows * n;
+    Work { bytes, flop: 2.0 * rows * d * n, unit: Unit::Bf16 }
+}
+
+/// The same of `dX`.
+fn wide_backward_work(sizes: &Sizes, act: f64) -> Work {
+    let [rows, d, n] = sizes.counts(["rows", "d", "n"]).map(real);
+    let bytes = act * (rows * n + d * n) + 4.0 * rows * d;
+    Work { bytes, flop: 2.0 * rows * d * n, unit: Unit::Bf16 }
+}
+
+fn wide_forward<B: Subject>(b: &B, sizes: &Sizes) -> Result<Run> {
+    let [rows, d, n] = sizes.counts(["rows", "d", "n"]);
+    let (b, weight) = (b.clone(), weight(b, d, n)?);
+    let (x, mut y) = (acts(&b, elements([rows, d]))?, b.alloc(elements([rows, n]))?);
+    Ok(Box::new(move || {
+        let (x, y, weight) = (Mat::new(&x, d), &mut y, &weight);
+        b.wide_forward(wide::Forward { x, weight, bias: None, y, rows })
+    }))
+}
+
+fn wide_backward<B: Subject>(b: &B, sizes: &Sizes) -> Result<Run> {
+    let [rows, d, n] = sizes.counts(["rows", "d", "n"]);
+    let (b, weight) = (b.clone(), weight(b, d, n)?);
+    let (dy, mut dx) = (acts(&b, elements([rows, n]))?, b.alloc(elements([rows, d]))?);
+    Ok(Box::new(move || {
+        let (dy, dx, weight) = (Mat::new(&dy, n), &mut dx, &weight);
+        b.wide_backward(wide::Backward { dy, weight, dx, rows })
+    }))
 }

@@ -9,7 +9,7 @@ use kernels::backend::{Mat, MatMut};
 use kernels::lora::{Backward, Forward, Segment, Site, SiteOutput};
 
 /// q has `n` outputs, k and v `kv`; rows are the adapters' by popularity (`skew`, see `routing.rs`).
-const PRESETS: &[(&str, &str)] = &[
+pub(super) const PRESETS: &[(&str, &str)] = &[
     ("smollm2", "rows=4096,d=576,n=576,kv=192,adapters=1,lora_rank=16,skew=1.5,dropout=0"),
     ("smollm2", "rows=4096,d=576,n=576,kv=192,adapters=16,lora_rank=16,skew=1.5,dropout=0"),
     ("smollm2", "rows=4096,d=576,n=576,kv=192,adapters=64,lora_rank=16,skew=1.5,dropout=0"),
@@ -51,7 +51,7 @@ fn outputs(sizes: &Sizes) -> Vec<usize> {
 }
 
 /// `(rows, rank, inputs of all sites, outputs of all sites, elements of the adapters that have rows)`.
-fn terms(sizes: &Sizes) -> [f64; 5] {
+pub(super) fn terms(sizes: &Sizes) -> [f64; 5] {
     let [rows, d, r] = sizes.counts(["rows", "d", "lora_rank"]).map(real);
     let outputs = outputs(sizes);
     let (inputs, outs) = (real(outputs.len()) * d, real(outputs.iter().sum()));
@@ -97,8 +97,8 @@ pub(super) struct Case<B: Subject> {
     pub(super) width: usize,
     /// As on the device.
     pub(super) segments: Vec<Segment>,
-    segments_there: B::Buf<Segment>,
-    row_token: B::Buf<u32>,
+    pub(super) segments_there: B::Buf<Segment>,
+    pub(super) row_token: B::Buf<u32>,
     pub(super) params: B::Buf<f32>,
     pub(super) grads: B::Buf<f32>,
     pub(super) x: B::Buf<B::Act>,

@@ -3,6 +3,7 @@
 //! Owns [`Op`] and the backends that cases are built on ([`Subject`]); a file a family or several small ones. Names are
 //! the contracts' (`kernels/src/<op>/mod.rs`). Start reading at [`ops`], then `rows.rs`, the simplest.
 
+mod adapted;
 mod attention;
 mod dense;
 mod heads;
@@ -52,9 +53,6 @@ pub(super) trait Subject: Ops + Clone {
 
     /// Grouped LoRA as products of the backend's library, one adapter after another.
     fn per_adapter(&self, sizes: &Sizes, backward: bool) -> Result<(&'static str, Run)>;
-
-    // With feature `flash-attn`, candle's kernel becomes a rival of `attention_forward` here, as a second function that
-    // the CPU answers with none.
 }
 
 impl Subject for Cpu {
@@ -85,6 +83,7 @@ impl<D: Device> Subject for Gpu<D> {
 pub(super) fn ops<B: Subject>() -> Vec<Op<B>> {
     let mut all = dense::ops();
     all.extend(lora::ops());
+    all.extend(adapted::ops());
     all.extend(attention::ops());
     all.extend(rows::ops());
     all.extend(tables::ops());
