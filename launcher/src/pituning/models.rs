@@ -6,11 +6,12 @@ use crate::device::on;
 use crate::env::Env;
 use crate::exit::{Exit, Fails};
 use crate::plan::gigabytes;
+use crate::sums::{Adds, explained, of_nccl};
 use crate::watch::{Progress, print};
 use kernels::Ops;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use trainer::comm::{Communicator, HostSync, shards_of};
+use trainer::comm::{Communicator, shards_of};
 use trainer::config::Recipe;
 use trainer::data::events::Part;
 use trainer::lora::SiteLists;
@@ -154,7 +155,7 @@ fn train(
     })
 }
 
-fn train_on<B: Ops>(
+fn train_on<B: Adds + Clone>(
     mut net: EventNetwork<B>,
     (course, job): (&Course<'_>, &Job<'_>),
     (windows, validation): (&[Example], &[Example]),
@@ -199,11 +200,18 @@ fn train_on<B: Ops>(
         key: job.key,
         num_shards: config.virtual_shards,
     };
-    let sync = HostSync::new(config.virtual_shards);
+    let backend = net.trunk().backend().clone();
     let mut trainer = WholeTrainer::new(&mut net, session.windows.table(), rows)?;
-    let (end, state) = trainer
-        .run((course.comm, &sync), &task, state, &mut keep, course.stop)
-        .input("lower the learning rate or set clip_norm, if it diverged; give people training windows")?;
+    // After the trainer, so dropped before it: on an error it may still be at work on the trainer's memory.
+    let place = session.config.engine.gradient_sum;
+    let mut sums = backend.sums(course.comm, place, config.virtual_shards)?;
+    let trained = trainer.run((course.comm, &mut *sums), &task, state, &mut keep, course.stop);
+    let (end, state) = if of_nccl(&trained) {
+        explained(course.comm, trained)?
+    } else {
+        trained.input("lower the learning rate or set clip_norm, if it diverged; give people training windows")?
+    };
+    explained(course.comm, sums.close())?;
     keep.progress.finish();
     let seconds = started.elapsed().as_secs_f64();
     course.events.emit(Event::StageFinished { stage: job.stage, seconds })?;
