@@ -1,4 +1,4 @@
-//! Who adds the population stage's gradients on which device.
+//! Who adds the population stage's gradients (and those of distilling) on which device.
 
 use crate::exit::Fails;
 use anyhow::Context;
@@ -61,21 +61,22 @@ impl Adds for CudaBackend {
     }
 }
 
+/// Whether this is an error of GPUs that talk.
+pub(crate) fn of_nccl<T>(outcome: &trainer::stage::Result<T>) -> bool {
+    use trainer::comm::Error::{Nccl, NcclElsewhere};
+    matches!(outcome, Err(trainer::stage::Error::Comm(Nccl(_) | NcclElsewhere { .. })))
+}
+
 /// Adds to an error of GPUs that talk who says it and what to try.
 pub(crate) fn explained<T>(
     comm: &dyn Communicator,
     outcome: trainer::stage::Result<T>,
 ) -> anyhow::Result<T> {
-    use trainer::comm::Error::{Nccl, NcclElsewhere};
-    use trainer::stage::Error::Comm;
-    match outcome {
-        Err(error @ Comm(Nccl(_) | NcclElsewhere { .. })) => {
-            let host = Machine::here().host;
-            let named = Err(error).with_context(|| format!("rank {} on {host}", comm.rank()));
-            named.machine(HINT)
-        }
-        other => Ok(other?),
+    if !of_nccl(&outcome) {
+        return Ok(outcome?);
     }
+    let host = Machine::here().host;
+    outcome.with_context(|| format!("rank {} on {host}", comm.rank())).machine(HINT)
 }
 
 #[cfg(test)]

@@ -113,7 +113,6 @@ static void run_job(void *argument) {
     long number;
     if (fake_fault("slow", comm->rank, &number)) fake_sleep_ms(number);
     if (fake_fault("stuck", comm->rank, &number) && number == job->index) return hang(comm);
-    if (fake_fault("device", comm->rank, &number) && number == job->index) fake_device_failed = true;
     if (fake_fault("async", comm->rank, &number) && number == job->index) {
         comm->failed = refuse(comm, ncclRemoteError, "the link to rank %d went down", (comm->rank + 1) % comm->ranks);
         return hang(comm);
@@ -135,6 +134,8 @@ static void run_job(void *argument) {
             add_slots(job, job->receive + (at - owner * job->count), at, n, segment);
         if (!fake_meet(comm->room, &comm->aborted)) return;
     }
+    /* After the ranks have met: the others have what they need of this job, however soon this one gives up. */
+    if (fake_fault("device", comm->rank, &number) && number == job->index) fake_device_failed = true;
 }
 
 static int state(struct comm *comm) {

@@ -25,6 +25,7 @@ use trainer::model::event::{
 use trainer::optim::Order;
 use trainer::prompt::Example;
 use trainer::stage::population::PopulationStep;
+use trainer::stage::sums::ByHost;
 use trainer::stage::whole::{Keep, Reconstruction, State, WholeTask, WholeTrainer, whole_key};
 
 const MASK_RATIO: f64 = 0.15;
@@ -190,10 +191,9 @@ fn main() {
     pool.install(|| {
         let mut net = EventNetwork::new(Cpu, spec.clone()).unwrap();
         let mut trainer = WholeTrainer::new(&mut net, &table, pack_rows).unwrap();
-        let world =
-            (&Solo::new() as &dyn trainer::comm::Communicator, &HostSync::new(num_shards) as _);
+        let mut sums = ByHost::new(HostSync::new(num_shards));
         let (state, stop) = (State::new(params), AtomicBool::new(false));
-        trainer.run(world, &task, state, &mut clock, &stop).unwrap();
+        trainer.run((&Solo::new(), &mut sums), &task, state, &mut clock, &stop).unwrap();
     });
     // The first step pays for cold memory; so does the other loop's.
     let (first, last) = (&clock.0[0], &clock.0[clock.0.len() - 1]);

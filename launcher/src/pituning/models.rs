@@ -9,12 +9,13 @@ use crate::exit::{Exit, Fails};
 use crate::ground::Purpose;
 use crate::plan::gigabytes;
 use crate::run::Until;
+use crate::sums::{Adds, explained, of_nccl};
 use crate::watch::{Progress, print};
 use kernels::Ops;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use trainer::comm::{Communicator, HostSync, shards_of};
-use trainer::config::Recipe;
+use trainer::comm::{Communicator, shards_of};
+use trainer::config::{GradientSum, Recipe};
 use trainer::data::events::Part;
 use trainer::lora::SiteLists;
 use trainer::model::activations::StepSize;
@@ -157,7 +158,7 @@ fn train(
     })
 }
 
-fn train_on<B: Ops>(
+fn train_on<B: Adds + Clone>(
     mut net: EventNetwork<B>,
     (course, job): (&Course<'_>, &Job<'_>),
     (windows, validation): (&[Example], &[Example]),
@@ -202,11 +203,18 @@ fn train_on<B: Ops>(
         key: job.key,
         num_shards: config.virtual_shards,
     };
-    let sync = HostSync::new(config.virtual_shards);
+    let backend = net.trunk().backend().clone();
     let mut trainer = WholeTrainer::new(&mut net, session.windows.table(), rows)?;
-    let (end, state) = trainer
-        .run((course.comm, &sync), &task, state, &mut keep, course.stop)
-        .input("lower the learning rate or set clip_norm, if it diverged; give people training windows")?;
+    // After the trainer, so dropped before it: on an error it may still be at work on the trainer's memory.
+    let place = session.config.engine.gradient_sum;
+    let mut sums = backend.sums(course.comm, place, config.virtual_shards)?;
+    let trained = trainer.run((course.comm, &mut *sums), &task, state, &mut keep, course.stop);
+    let (end, state) = if of_nccl(&trained) {
+        explained(course.comm, trained)?
+    } else {
+        trained.input("lower the learning rate or set clip_norm, if it diverged; give people training windows")?
+    };
+    explained(course.comm, sums.close())?;
     keep.progress.finish();
     let seconds = started.elapsed().as_secs_f64();
     course.events.emit(Event::StageFinished { stage: job.stage, seconds })?;
@@ -380,9 +388,13 @@ pub(super) fn print_plan(session: &EventSession, comm: &dyn Communicator) -> any
         }
         Some(room) => {
             let mine = people.div_ceil(comm.size());
-            // A rank alone adds its shards' gradients up as they come.
-            let held = if comm.size() == 1 { shards.min(1) } else { shards };
-            Needs::of(session, Until::Evaluate, mine, room)?.lines(session, held)
+            let held = match (session.config.engine.gradient_sum, comm.size()) {
+                (GradientSum::Device, _) => 0,
+                // A rank alone adds its shards' gradients up as they come.
+                (GradientSum::Host, 1) => shards.min(1),
+                (GradientSum::Host, _) => shards,
+            };
+            Needs::of(session, Until::Evaluate, (mine, comm.size()), room)?.lines(session, held)
         }
     };
     print(&format!(

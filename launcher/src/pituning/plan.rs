@@ -10,11 +10,11 @@ use crate::plan::gigabytes;
 use crate::plan::gpu::{self, AUTO_PACK_ROWS, AUTO_USERS, RESERVE};
 use crate::plan::room::Room;
 use crate::run::Until;
-use trainer::config::Recipe;
 use trainer::config::pituning::{EventArm, Tune};
+use trainer::config::{GradientSum, Recipe};
 use trainer::lora::SiteLists;
 use trainer::model::event::{EventSpec, Places};
-use trainer::stage::forecast::{Forecast, answers, tuning, whole};
+use trainer::stage::forecast::{Forecast, answers, tuning, whole, whole_sums};
 
 const WHOLE: &str = "lower engine.pack_tokens (it has no effect below 2048 and model.window), raise population.frozen_blocks or make [model] and [distill] smaller; launcher plan --gpu NAME|GB says what another GPU holds";
 const OWN: &str = "lower individual.batch_size and unlearn.batch_size or make the student smaller; launcher plan --gpu NAME|GB says what another GPU holds";
@@ -39,14 +39,14 @@ pub(super) struct Needs {
 }
 
 impl Needs {
-    /// The stages of a run up to one, with `people` to tune on a rank.
+    /// The stages of a run up to one, with `people` to tune on each of so many ranks.
     ///
     /// # Errors
     /// What does not fit, with the numbers.
     pub(super) fn of(
         session: &EventSession,
         until: Until,
-        people: usize,
+        (people, ranks): (usize, usize),
         room: Room,
     ) -> anyhow::Result<Self> {
         let (config, rows) = (&session.config, session.pack_rows());
@@ -54,12 +54,15 @@ impl Needs {
         let needs_student = arms.iter().any(|arm| arm.of_student()) || until <= Until::Individual;
         let asks_teacher = until >= Until::Predict && arms.contains(&EventArm::Teacher);
         let distills = needs_student && config.distill.enabled && until > Until::Population;
+        let on_device = config.engine.gradient_sum == GradientSum::Device;
+        let shards = (config.population.virtual_shards, ranks);
+        let sums = |model| if on_device { whole_sums(model, shards) } else { 0 };
         let mut needs = Self { room, stages: Vec::new(), tuning: None };
         if needs_student || arms.contains(&EventArm::Teacher) {
             let (frozen, hidden) =
                 (config.population.frozen_blocks, config.population.mask_ratio > 0.0);
             let of = ((teacher, frozen), &config.population.training);
-            needs.whole("population", of, (rows, hidden), WHOLE)?;
+            needs.whole("population", of, (rows, hidden), (sums(of.0), WHOLE))?;
         }
         if asks_teacher || distills {
             needs.bare("its answers", teacher, rows)?;
@@ -69,7 +72,7 @@ impl Needs {
                 "distil",
                 ((student, 0), &config.distill.training),
                 (rows, false),
-                WHOLE,
+                (sums((student, 0)), WHOLE),
             )?;
         }
         if needs_student && until >= Until::Individual {
@@ -87,15 +90,16 @@ impl Needs {
         Ok(needs)
     }
 
-    /// A model that trains whole.
+    /// A model that trains whole, with so many bytes of its gradients' sums.
     fn whole(
         &mut self,
         stage: &'static str,
         (model, recipe): ((&EventSpec, usize), &Recipe),
         (rows, hidden): (usize, bool),
-        hint: &'static str,
+        (sums, hint): (usize, &'static str),
     ) -> anyhow::Result<()> {
-        self.add((stage, rows), whole(model, recipe, (rows, hidden))?, hint)
+        let forecast = Forecast { sums, ..whole(model, recipe, (rows, hidden))? };
+        self.add((stage, rows), forecast, hint)
     }
 
     /// A model that is asked as it is.
@@ -110,7 +114,7 @@ impl Needs {
         if session.config.individual.tune == Tune::All {
             let rows = tune::own_rows(student, &tune::tuning(session));
             let of = ((student, 0), &session.config.individual.training);
-            return self.whole("tuning", of, (rows, false), OWN);
+            return self.whole("tuning", of, (rows, false), (0, OWN));
         }
         let automatic = (engine.pack_tokens == 0, engine.users_in_flight == 0);
         let least = session.pack_rows();
@@ -180,7 +184,7 @@ impl Needs {
             text += &row(stage, &rows.to_string(), cells);
         }
         text += &format!(
-            "  adapters with their gradients, of a model that trains whole its gradient; whole with {:.0} of reserve, an \
+            "  adapters with their gradients, of a model that trains whole its gradient, and its shards' in workspace; whole with {:.0} of reserve, an \
              estimate: context, modules, the library's own kernels\n",
             gigabytes(RESERVE) * 1e3
         );
@@ -210,15 +214,19 @@ fn own_params(session: &EventSession) -> usize {
 /// What does not fit, with the numbers.
 pub(super) fn check(session: &EventSession, until: Until, ranks: usize) -> anyhow::Result<()> {
     let Some(room) = session.room else { return Ok(()) };
-    Needs::of(session, until, session.data.users.len().div_ceil(ranks), room).map(|_| ())
+    let people = session.data.users.len().div_ceil(ranks);
+    Needs::of(session, until, (people, ranks), room).map(|_| ())
 }
 
-/// Rows of a pack and people in flight when `people` are tuned with adapters.
+/// Rows of a pack and people in flight when `people` are tuned with adapters on this one of `ranks` ranks.
 ///
 /// # Errors
 /// On a GPU when not even the fewest fit, with the numbers.
-pub(super) fn sizes(session: &EventSession, people: usize) -> anyhow::Result<(usize, usize)> {
+pub(super) fn sizes(
+    session: &EventSession,
+    (people, ranks): (usize, usize),
+) -> anyhow::Result<(usize, usize)> {
     let of_cpu = (session.pack_rows(), tune::slots(session, people));
     let Some(room) = session.room else { return Ok(of_cpu) };
-    Ok(Needs::of(session, Until::Individual, people, room)?.tuning.unwrap_or(of_cpu))
+    Ok(Needs::of(session, Until::Individual, (people, ranks), room)?.tuning.unwrap_or(of_cpu))
 }

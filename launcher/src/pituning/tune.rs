@@ -195,7 +195,7 @@ fn adapted<B: Ops>(
     let mut net = EventNetwork::new(backend, student.spec.clone())?;
     net.load(&student.params)?;
     let params = session.lists.lists()[0].params(session.lora.lora_rank as usize);
-    let (rows, slots) = plan::sizes(session, people.len())?;
+    let (rows, slots) = plan::sizes(session, (people.len(), course.comm.size()))?;
     let size = StepSize { rows, stored_blocks: student.spec.layers, backward: true };
     models::budget(session, EventStepper::bytes(&net, size, 1) + slots * params * 16)?;
     let events = Events::new((&net, session.windows.table()), &session.lists, size)?;

@@ -12,7 +12,8 @@ use kernels::backend::Pending;
 use kernels::{Backend, Mat, MatMut, Ops, embedding, loss};
 
 /// Told of each block whose backward was given to the backend in full, the last block first: its number, the backend and
-/// the gradients, to which nothing of this pack's adapters in that block is added any more.
+/// the gradients, to which nothing of this pack's adapters in that block is added any more, nor, where the model trains
+/// whole, of that block's own parameters and of what is above it.
 pub type Passed<'a, B> = &'a mut dyn FnMut(usize, &B, &mut <B as Backend>::Buf<f32>);
 
 /// The step's buffers on one backend; made once, used for every pack.
@@ -226,7 +227,7 @@ impl<B: Ops> Stepper<B> {
     }
 
     /// [`Stepper::backward`] that tells of every block it has gone back through.
-    fn backward_watched(
+    pub(super) fn backward_watched(
         &mut self,
         net: &Network<B>,
         (adapters, whole): (Adapters<'_, B>, Option<&TrunkPlaces>),

@@ -121,7 +121,12 @@ impl Flight {
         loop {
             self.admit(engine, jobs, watch)?;
             if self.seats.iter().all(Option::is_none) {
-                return Ok(End::Complete);
+                if self.leaving.is_empty() {
+                    return Ok(End::Complete);
+                }
+                // Whoever leaves may make a job of the next pass: it comes only once the adapter is handed over.
+                self.collect(engine, watch)?;
+                continue;
             }
             if stop.load(Ordering::Relaxed) {
                 return Ok(End::Stopped);

@@ -10,6 +10,7 @@ pub mod engine;
 pub mod events;
 pub mod forecast;
 pub mod foresee;
+mod held;
 mod hidden;
 pub mod individual;
 pub mod lesson;

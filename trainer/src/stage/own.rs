@@ -5,6 +5,7 @@
 
 use super::individual::End;
 use super::population::PopulationStep;
+use super::sums::ByHost;
 use super::trainee::Outcome;
 use super::tune::{Lesson, Person, Tuning};
 use super::whole::{Keep, WholeTask, WholeTrainer};
@@ -130,5 +131,6 @@ fn pass_over<B: Ops>(
         key,
         num_shards: 1,
     };
-    trainer.run((&Solo::new(), &HostSync::new(1)), &task, State::new(params), last, stop)
+    let mut sums = ByHost::new(HostSync::new(1));
+    trainer.run((&Solo::new(), &mut sums), &task, State::new(params), last, stop)
 }

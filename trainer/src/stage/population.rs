@@ -5,10 +5,10 @@
 //! So 1, 2, 4 and 8 ranks give the same bytes. Where the sum has a stream of its own ([`ShardSums`]), it is begun bucket by
 //! bucket while the batch's last pack still goes back through the blocks below.
 
-use super::buckets::{Bucket, buckets};
+use super::buckets::{Sum, buckets};
 use super::engine::Engine;
 use super::individual::{End, PackRules};
-use super::sums::{Part, ShardSums};
+use super::sums::ShardSums;
 use super::{Error, Result};
 use crate::comm::{Communicator, Reduce, shards_of};
 use crate::config::Recipe;
@@ -17,9 +17,9 @@ use crate::lora::{AdapterSpec, initialise};
 use crate::optim::{Order, steps_per_user};
 use crate::pack::{Packer, Piece, Share, chunks, rows_of};
 use crate::prompt::Example;
+use kernels::Ops;
 use kernels::lora::Segment;
 use kernels::optim::Update;
-use kernels::{Backend, Ops};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What is trained, the same on every rank.
@@ -68,7 +68,8 @@ pub fn run<B: Ops>(
     stop: &AtomicBool,
 ) -> Result<(End, Vec<f32>)> {
     let mut shards = Shards::new(engine, comm, task, rules)?;
-    let trained = Sum::new(engine, (comm, sums), task, &shards)
+    let trained = shards
+        .sum(engine, (comm, sums), task)
         .and_then(|mut sum| train(engine, &mut sum, (task, &mut shards), watch, stop));
     shards.release(engine)?;
     trained
@@ -99,9 +100,9 @@ fn train<B: Ops>(
             }
             let (loss, rows, unshared_rows) =
                 shards.gradients(engine, task, (indices, step), sum)?;
-            sum.end(engine)?;
+            sum.end(engine.gradients())?;
             shards.clear(engine)?;
-            let loss = sum.sums.scalars(sum.comm, &loss)?;
+            let loss = sum.scalars(&loss)?;
             let grad_norm = update(engine, task, (slot, params.len()), (step, total_steps))?;
             step += 1;
             #[expect(clippy::cast_possible_truncation, reason = "a mean of f32 losses")]
@@ -171,6 +172,22 @@ impl Shards {
             engine.load(slot, &[])?;
         }
         Ok(Self { layout, packer: Packer::new(rules.share_prefixes), adapter, ids, slots, rules })
+    }
+
+    /// Their sum into the adapter's gradient.
+    fn sum<'a, B: Ops>(
+        &self,
+        engine: &Engine<'_, B>,
+        (comm, sums): (&'a dyn Communicator, &'a mut dyn ShardSums<B>),
+        task: &Task<'_>,
+    ) -> Result<Sum<'a, B>> {
+        sums.agree(comm, &self.ids)?;
+        let (_, sites) = engine.lists.find(&task.lora.targets)?;
+        let bytes = sums.bucket_bytes().unwrap_or(usize::MAX);
+        let buckets = buckets(sites, task.lora.lora_rank as usize, bytes);
+        let shards = self.slots.iter().map(|&slot| engine.slabs.offset(slot)).collect();
+        let total = engine.slabs.offset(self.adapter);
+        Ok(Sum::new((comm, sums), buckets, (shards, total)))
     }
 
     /// Gradients of this rank's shards of one batch, each in its slot; each shard's share of the batch's
@@ -280,71 +297,5 @@ impl Shards {
     /// Zeroes the shards' gradients for the next step.
     fn clear<B: Ops>(&self, engine: &mut Engine<'_, B>) -> Result<()> {
         self.slots.iter().try_for_each(|&slot| engine.clear_gradient(slot))
-    }
-}
-
-/// The sum of the shards' gradients of all ranks into the adapter's gradient: begun bucket by bucket, ended once a step.
-struct Sum<'a, B: Backend> {
-    comm: &'a dyn Communicator,
-    sums: &'a mut dyn ShardSums<B>,
-    buckets: Vec<Bucket>,
-    /// First elements of the shards' gradients and of the adapter's.
-    shards: Vec<usize>,
-    total: usize,
-    /// Buckets begun in this step; the same buckets in the same order on every rank, whatever it computes.
-    begun: usize,
-    /// Why the rest of them was not.
-    failed: Option<Error>,
-}
-
-impl<'a, B: Ops> Sum<'a, B> {
-    fn new(
-        engine: &Engine<'_, B>,
-        (comm, sums): (&'a dyn Communicator, &'a mut dyn ShardSums<B>),
-        task: &Task<'_>,
-        of: &Shards,
-    ) -> Result<Self> {
-        sums.agree(comm, &of.ids)?;
-        let (_, sites) = engine.lists.find(&task.lora.targets)?;
-        let bytes = sums.bucket_bytes().unwrap_or(usize::MAX);
-        Ok(Self {
-            buckets: buckets(sites, task.lora.lora_rank as usize, bytes),
-            shards: of.slots.iter().map(|&slot| engine.slabs.offset(slot)).collect(),
-            total: engine.slabs.offset(of.adapter),
-            begun: 0,
-            failed: None,
-            comm,
-            sums,
-        })
-    }
-
-    fn overlaps(&self) -> bool {
-        self.sums.bucket_bytes().is_some()
-    }
-
-    /// Begins the buckets that are complete once a backward has passed `block`. An error ends the sum, and waits for
-    /// [`Sum::end`]: a backward is not left half way.
-    fn begin_down_to(&mut self, block: usize, (backend, slab): (&B, &mut B::Buf<f32>)) {
-        while let Some(bucket) = self.buckets.get(self.begun)
-            && bucket.block >= block
-            && self.failed.is_none()
-        {
-            let at = |&first: &usize| first + bucket.range.start;
-            let shards: Vec<usize> = self.shards.iter().map(at).collect();
-            let (total, len) = (at(&self.total), bucket.range.len());
-            let part = Part { shards: &shards, total, len };
-            self.failed = self.sums.begin(self.comm, (backend, &mut *slab), part).err();
-            self.begun += 1;
-        }
-    }
-
-    /// Begins what is left, all of it on a rank that computed nothing, and waits for the sum.
-    fn end(&mut self, engine: &mut Engine<'_, B>) -> Result<()> {
-        self.begin_down_to(0, engine.gradients());
-        if let Some(error) = self.failed.take() {
-            return Err(error);
-        }
-        self.begun = 0;
-        self.sums.finish()
     }
 }

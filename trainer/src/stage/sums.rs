@@ -38,6 +38,27 @@ pub trait ShardSums<B: Backend>: fmt::Debug {
     /// Shards that are not each on exactly one rank; a failed collective.
     fn agree(&mut self, comm: &dyn Communicator, ids: &[u32]) -> Result<()>;
 
+    /// The sum over host memory, where this is one: a stage whose gradients come one after another may give them to it as
+    /// they come, and need not hold all of them.
+    fn by_host(&self) -> Option<&dyn GradientSync> {
+        None
+    }
+
+    /// slab[to..to+len] = slab[from..from+len], which do not overlap; after the work given to the backend so far.
+    ///
+    /// # Errors
+    /// A range outside the slab; what the backend says.
+    fn copy(
+        &self,
+        (backend, slab): (&B, &mut B::Buf<f32>),
+        (from, to): (usize, usize),
+        len: usize,
+    ) -> Result<()> {
+        let mut values = vec![0.0; len];
+        backend.read(slab, from, &mut values)?;
+        Ok(backend.write(slab, to, &values)?)
+    }
+
     /// Bytes of a gradient that make a bucket to be begun before the backward has ended; `None`: begin one, after it.
     fn bucket_bytes(&self) -> Option<usize>;
 
@@ -98,6 +119,10 @@ impl<B: Backend, S: GradientSync> ShardSums<B> for ByHost<S> {
         Ok(())
     }
 
+    fn by_host(&self) -> Option<&dyn GradientSync> {
+        Some(&self.sync)
+    }
+
     fn bucket_bytes(&self) -> Option<usize> {
         None
     }
@@ -151,6 +176,16 @@ impl<D: Device> ShardSums<Gpu<D>> for OnGpu {
         }
         self.ids = ids.to_vec();
         Ok(())
+    }
+
+    fn copy(
+        &self,
+        (gpu, slab): (&Gpu<D>, &mut GpuBuf<D, f32>),
+        (from, to): (usize, usize),
+        len: usize,
+    ) -> Result<()> {
+        // The sum of one shard is that shard, in whatever bits.
+        Ok(gpu.sum_shards(slab, to, &[from], len)?)
     }
 
     fn bucket_bytes(&self) -> Option<usize> {
@@ -217,6 +252,16 @@ impl<D: Device, S: DeviceSync> ShardSums<Gpu<D>> for BetweenGpus<D, S> {
         self.agreement = Some(self.sync.agree(comm, ids)?);
         self.ids = ids.to_vec();
         Ok(())
+    }
+
+    fn copy(
+        &self,
+        (gpu, slab): (&Gpu<D>, &mut GpuBuf<D, f32>),
+        (from, to): (usize, usize),
+        len: usize,
+    ) -> Result<()> {
+        // The sum of one shard is that shard, in whatever bits.
+        Ok(gpu.sum_shards(slab, to, &[from], len)?)
     }
 
     fn bucket_bytes(&self) -> Option<usize> {

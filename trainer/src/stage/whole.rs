@@ -3,25 +3,29 @@
 //!
 //! As in [`super::population`] a batch is cut into virtual shards, each shard's gradient is made whole on one rank, and
 //! the shards' gradients are added in the order of their numbers; so any number of ranks gives the same bytes. The model
-//! on the backend is made anew from the flat vector after each step. Of a network whose lowest blocks are frozen
+//! on the backend is made anew from the flat vector after each step. Where the sum is not by the host
+//! ([`super::sums::ShardSums`]), shards lie side by side in one slab and nothing leaves the device. Of a network whose lowest blocks are frozen
 //! ([`EventNetwork::partly`]) gradients, moments and sums have the parameters that train alone.
 
+use super::buckets::Sum;
+use super::held::Held;
 use super::hidden::{Hidden, Window, masked};
 use super::individual::End;
 use super::population::PopulationStep;
+use super::sums::ShardSums;
 use super::{Error, Result};
-use crate::comm::{Communicator, GradientSync, LocalShards, Reduce, shards_of};
+use crate::comm::{Communicator, GradientSync, Reduce, shards_of};
 use crate::config::Recipe;
 use crate::ids::UserKey;
 use crate::model::activations::StepSize;
 use crate::model::event::{EventNetwork, EventStepper, EventTable, Goal, History, MASKED};
+use crate::model::step::Passed;
 use crate::optim::{Order, steps_per_user};
 use crate::pack::{ClassLoss, Packer, Piece, chunks};
 use crate::prompt::Example;
 pub use crate::store::{Best, State};
 use kernels::Ops;
 use kernels::optim::{AdamW, Update};
-use rayon::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The auxiliary objective: events hidden from the model, to be named again.
@@ -70,17 +74,18 @@ pub trait Keep {
 /// Buffers of a model that trains whole.
 #[derive(Debug)]
 pub struct WholeTrainer<'a, B: Ops> {
-    net: &'a mut EventNetwork<B>,
+    pub(super) net: &'a mut EventNetwork<B>,
     table: &'a EventTable,
     stepper: EventStepper<B>,
-    grads: B::Buf<f32>,
+    /// The gradient at hand, and after the shards the batch's, from 0 on; what is kept beside it, see [`Held`].
+    pub(super) grads: B::Buf<f32>,
     m: B::Buf<f32>,
     v: B::Buf<f32>,
     update: B::Buf<Update>,
     norm: B::Buf<f32>,
     packer: Packer,
-    values: Vec<f32>,
-    total: Vec<f32>,
+    pub(super) values: Vec<f32>,
+    pub(super) total: Vec<f32>,
     pack_rows: usize,
 }
 
@@ -117,7 +122,7 @@ impl<'a, B: Ops> WholeTrainer<'a, B> {
             norm: backend.alloc(1)?,
             packer: Packer::new(false),
             values: Vec::new(),
-            total: vec![0.0; len],
+            total: Vec::new(),
             pack_rows: size.rows,
             net,
             table,
@@ -130,19 +135,20 @@ impl<'a, B: Ops> WholeTrainer<'a, B> {
     }
 
     /// Bytes of [`WholeTrainer::new`] and of the shards' gradients on a rank that holds `shards` of them at a time: all
-    /// of its own, or one where it is alone in its world.
+    /// of its own, or one where it is alone in its world and they are added by the host.
     pub fn bytes(net: &EventNetwork<B>, pack_rows: usize, shards: usize) -> usize {
         let len = net.places().trained() * size_of::<f32>();
         EventStepper::bytes(net, Self::size(net, pack_rows), 0) + (4 + shards) * len
     }
 
-    /// Trains from `state` on; the state at the end. However it ends, the model has the state's parameters.
+    /// Trains from `state` on; the state at the end. However it ends, the model has the state's parameters; after an error
+    /// `sums` may still be at work on this trainer's memory and is to be dropped before it.
     ///
     /// # Errors
     /// No window, a gradient that is not finite, what the model, a collective or the keeper says.
     pub fn run(
         &mut self,
-        (comm, sync): (&dyn Communicator, &dyn GradientSync),
+        (comm, sums): (&dyn Communicator, &mut dyn ShardSums<B>),
         task: &WholeTask<'_>,
         mut state: State,
         keep: &mut dyn Keep,
@@ -157,6 +163,7 @@ impl<'a, B: Ops> WholeTrainer<'a, B> {
         let total_steps = steps_per_user(task.windows.len(), batch, epochs)?;
         let per_epoch = total_steps / epochs.max(1);
         self.load(&state)?;
+        let (held, mut sum) = self.hold((comm, sums), &ids)?;
         let mut order = None;
         // A state that early stopping ended is complete, however often it is continued.
         while state.step < total_steps && !enough(&state, task.recipe) {
@@ -170,15 +177,9 @@ impl<'a, B: Ops> WholeTrainer<'a, B> {
                 order = Some((epoch, Order::new(n, batch, epoch, task.key)));
             }
             let indices = order.as_ref().map_or(&[][..], |(_, order)| order.batch(at));
-            let alone = comm.size() == 1;
-            let (losses, rows) = self.gradients((task, alone), &ids, (indices, epoch))?;
-            if !alone {
-                let local = LocalShards { ids: &ids, values: &self.values };
-                sync.reduce_shards(comm, local, &mut self.total)?;
-            }
-            let loss = sync.reduce_scalars(comm, &ids, &losses)?;
-            let summed = !(alone && ids.len() == 1);
-            let grad_norm = self.update(task, (state.step, total_steps), summed)?;
+            let (losses, rows) = self.gradients((task, held), &ids, (indices, epoch), &mut sum)?;
+            let loss = sum.scalars(&losses)?;
+            let grad_norm = self.update(task, (state.step, total_steps))?;
             state.step += 1;
             #[expect(clippy::cast_possible_truncation, reason = "a mean of f32 losses")]
             let loss = loss as f32;
@@ -190,7 +191,7 @@ impl<'a, B: Ops> WholeTrainer<'a, B> {
             keep.step(PopulationStep { step, total_steps, loss, grad_norm, rows, unshared_rows });
             let ended = state.step.is_multiple_of(per_epoch);
             if ended {
-                self.epoch((comm, sync), task, &mut state, keep)?;
+                self.epoch((&sum, &ids), task, &mut state, keep)?;
             }
             if keep.every() > 0 && state.step.is_multiple_of(keep.every()) {
                 self.read(&mut state)?;
@@ -206,7 +207,7 @@ impl<'a, B: Ops> WholeTrainer<'a, B> {
     /// After an epoch: the loss of the validation windows, and whether it is the best.
     fn epoch(
         &mut self,
-        world: (&dyn Communicator, &dyn GradientSync),
+        (sum, ids): (&Sum<'_, B>, &[u32]),
         task: &WholeTask<'_>,
         state: &mut State,
         keep: &mut dyn Keep,
@@ -218,7 +219,8 @@ impl<'a, B: Ops> WholeTrainer<'a, B> {
             keep.epoch(epoch, None);
             return Ok(());
         }
-        let loss = self.mean_loss(world, (task, task.validation))?;
+        let losses = self.losses(ids, (task, task.validation))?;
+        let loss = sum.scalars(&losses)? / count(task.validation);
         keep.epoch(epoch, Some(loss));
         match &mut state.best {
             Some(best) if loss >= best.loss || loss.is_nan() => best.epochs_since += 1,
@@ -250,23 +252,15 @@ impl<'a, B: Ops> WholeTrainer<'a, B> {
         Ok(backend.read(&self.v, 0, &mut state.v)?)
     }
 
-    /// Gradients of this rank's shards, one after another in `self.values`; each shard's share of the batch's loss.
-    ///
-    /// A rank alone has no use for them apart: it adds them up in `self.total` as they come, which is the order that
-    /// any world adds them in, and holds one of them at a time. The only shard of a rank alone stays in `self.grads`.
+    /// The sum of all shards' gradients, from 0 on in `self.grads`; each own shard's share of the batch's loss.
     fn gradients(
         &mut self,
-        (task, alone): (&WholeTask<'_>, bool),
+        (task, held): (&WholeTask<'_>, Held),
         ids: &[u32],
         (batch, epoch): (&[u32], u32),
+        sum: &mut Sum<'_, B>,
     ) -> Result<(Vec<f64>, usize)> {
         let len = self.net.places().trained();
-        let held = match (alone, ids.len()) {
-            (true, 0 | 1) => 0,
-            (true, _) => 1,
-            (false, shards) => shards,
-        };
-        self.values.resize(held * len, 0.0);
         let window = |i: u32| &task.windows[i as usize];
         let masks: Vec<Vec<u32>> = match task.reconstruction {
             Some(r) => batch
@@ -275,65 +269,90 @@ impl<'a, B: Ops> WholeTrainer<'a, B> {
                 .collect(),
             None => Vec::new(),
         };
-        let hidden: usize = masks.iter().map(Vec::len).sum();
-        #[expect(clippy::cast_precision_loss, reason = "counts of rows below 2^24")]
-        let (each, each_hidden) = (1.0 / batch.len() as f32, 1.0 / hidden.max(1) as f32);
         let (mut losses, mut rows) = (vec![0.0f64; ids.len()], 0);
         for (i, &shard) in ids.iter().enumerate() {
             self.net.trunk().backend().zero(&mut self.grads, 0, len)?;
-            let own = || (0..batch.len()).skip(shard as usize).step_by(task.num_shards as usize);
-            let windows: Vec<Window<'_>> = own().map(|at| Window::of(task, batch[at])).collect();
-            let of_mean = self.net.spec().history == History::Mean;
-            let pieces: Vec<Piece<'_>> = windows.iter().map(|w| w.piece(of_mean)).collect();
-            rows += self.train(&pieces, (Goal::Intents, each), &mut losses[i])?;
-            if let Some(r) = task.reconstruction {
-                let hidden: Vec<Hidden> =
-                    own().map(|at| Hidden::of(window(batch[at]), &masks[at])).collect();
-                let table = self.table;
-                let targets: Vec<Vec<u32>> = hidden.iter().map(|h| h.events(table)).collect();
-                let pieces: Vec<Piece<'_>> = hidden
-                    .iter()
-                    .zip(&targets)
-                    .filter_map(|(h, t)| h.piece(t))
-                    .map(needed)
-                    .collect();
-                #[expect(clippy::cast_possible_truncation, reason = "rounded once to f32")]
-                let weight = each_hidden * r.lambda as f32;
-                rows += self.train(&pieces, (Goal::Events, weight), &mut losses[i])?;
-            }
-            if alone && ids.len() == 1 {
-                break;
-            }
-            let (backend, first) = (self.net.trunk().backend(), if alone { 0 } else { i * len });
-            match (alone, i) {
-                // Not 0 + s₀: that would turn −0 into +0.
-                (true, 0) => backend.read(&self.grads, 0, &mut self.total)?,
-                _ => backend.read(&self.grads, 0, &mut self.values[first..first + len])?,
-            }
-            if alone && i > 0 {
-                add(&mut self.total, &self.values);
+            let last = i + 1 == ids.len();
+            let watched = matches!(held, Held::OnDevice) && last && sum.overlaps();
+            let of = (task, batch, masks.as_slice());
+            let sum_of_last = watched.then_some(&mut *sum);
+            rows += self.shard(of, (shard, &mut losses[i]), sum_of_last)?;
+            match held {
+                Held::Nothing => {}
+                Held::OnHost { alone } => self.keep(alone, (i, ids.len()))?,
+                Held::OnDevice if last => {}
+                Held::OnDevice => {
+                    let of = (self.net.trunk().backend(), &mut self.grads);
+                    sum.copy(of, (0, (i + 1) * len), len)?;
+                }
             }
         }
+        self.total(held, ids, sum)?;
         Ok((losses, rows))
     }
 
-    /// Adds the gradient of pieces, pack by pack; rows computed.
+    /// Adds the gradient of one shard's windows to the one at hand; rows computed. With a sum it is this rank's last shard:
+    /// the sum is begun as far as the backward of its last pack completes gradients.
+    fn shard(
+        &mut self,
+        (task, batch, masks): (&WholeTask<'_>, &[u32], &[Vec<u32>]),
+        (shard, loss): (u32, &mut f64),
+        mut sum: Option<&mut Sum<'_, B>>,
+    ) -> Result<usize> {
+        let own = || (0..batch.len()).skip(shard as usize).step_by(task.num_shards as usize);
+        let window = |at: usize| &task.windows[batch[at] as usize];
+        let windows: Vec<Window<'_>> = own().map(|at| Window::of(task, batch[at])).collect();
+        let of_mean = self.net.spec().history == History::Mean;
+        let pieces: Vec<Piece<'_>> = windows.iter().map(|w| w.piece(of_mean)).collect();
+        let hidden: Vec<Hidden> = match task.reconstruction {
+            Some(_) => own().map(|at| Hidden::of(window(at), &masks[at])).collect(),
+            None => Vec::new(),
+        };
+        let table = self.table;
+        let targets: Vec<Vec<u32>> = hidden.iter().map(|h| h.events(table)).collect();
+        let named: Vec<Piece<'_>> =
+            hidden.iter().zip(&targets).filter_map(|(h, t)| h.piece(t)).map(needed).collect();
+        let all_hidden: usize = masks.iter().map(Vec::len).sum();
+        #[expect(clippy::cast_precision_loss, reason = "counts of rows below 2^24")]
+        let (each, each_hidden) = (1.0 / batch.len() as f32, 1.0 / all_hidden.max(1) as f32);
+        let last = if named.is_empty() { sum.take() } else { None };
+        let mut rows = self.train(&pieces, (Goal::Intents, each), loss, last)?;
+        if let Some(r) = task.reconstruction {
+            #[expect(clippy::cast_possible_truncation, reason = "rounded once to f32")]
+            let weight = each_hidden * r.lambda as f32;
+            rows += self.train(&named, (Goal::Events, weight), loss, sum)?;
+        }
+        Ok(rows)
+    }
+
+    /// Adds the gradient of pieces, pack by pack; rows computed. The last pack's backward begins the sum, if there is one.
     fn train(
         &mut self,
         pieces: &[Piece<'_>],
         (goal, weight): (Goal, f32),
         loss: &mut f64,
+        mut last: Option<&mut Sum<'_, B>>,
     ) -> Result<usize> {
         // One chain of additions over the windows: how they are cut into packs does not matter.
-        let (mut rows, mut sum) = (0, 0.0f64);
+        let (mut rows, mut total) = (0, 0.0f64);
         for range in chunks(pieces, self.pack_rows, false) {
+            let sum = if range.end == pieces.len() { last.take() } else { None };
             self.pack(&pieces[range], weight);
             let pack = (self.packer.batch(), self.table);
-            let losses = self.stepper.train_whole(self.net, pack, goal, &mut self.grads)?;
-            sum = losses.iter().fold(sum, |sum, &l| sum + f64::from(l));
+            let losses = match sum {
+                None => self.stepper.train_whole(self.net, pack, goal, &mut self.grads)?,
+                Some(sum) => {
+                    let mut passed = |block: usize, backend: &B, grads: &mut B::Buf<f32>| {
+                        sum.begin_down_to(block + 1, (backend, grads));
+                    };
+                    let watched = (&mut self.grads, Some(&mut passed as Passed<'_, B>));
+                    self.stepper.train_whole_watched(self.net, pack, goal, watched)?
+                }
+            };
+            total = losses.iter().fold(total, |sum, &l| sum + f64::from(l));
             rows += self.packer.rows();
         }
-        *loss += sum * f64::from(weight);
+        *loss += total * f64::from(weight);
         Ok(rows)
     }
 
@@ -353,9 +372,19 @@ impl<'a, B: Ops> WholeTrainer<'a, B> {
         (task, windows): (&WholeTask<'_>, &[Example]),
     ) -> Result<f64> {
         let ids = shards_of(comm.rank(), comm.size(), task.num_shards);
+        let losses = self.losses(&ids, (task, windows))?;
+        Ok(sync.reduce_scalars(comm, &ids, &losses)? / count(windows))
+    }
+
+    /// Sums of the windows' cross-entropy in these shards.
+    fn losses(
+        &mut self,
+        ids: &[u32],
+        (task, windows): (&WholeTask<'_>, &[Example]),
+    ) -> Result<Vec<f64>> {
         let mut sums = vec![0.0f64; ids.len()];
         let of_mean = self.net.spec().history == History::Mean;
-        for (sum, &shard) in sums.iter_mut().zip(&ids) {
+        for (sum, &shard) in sums.iter_mut().zip(ids) {
             let own = windows.iter().skip(shard as usize).step_by(task.num_shards as usize);
             let pieces: Vec<Piece<'_>> =
                 own.map(|e| Window { example: e, loss: None }.piece(of_mean)).collect();
@@ -370,26 +399,15 @@ impl<'a, B: Ops> WholeTrainer<'a, B> {
                 *sum = losses.iter().fold(*sum, |sum, &l| sum + f64::from(l));
             }
         }
-        #[expect(clippy::cast_precision_loss, reason = "a count of windows")]
-        let n = windows.len().max(1) as f64;
-        Ok(sync.reduce_scalars(comm, &ids, &sums)? / n)
+        Ok(sums)
     }
 
-    /// AdamW with the gradient in `self.total` if shards were `summed`, or with the one in `self.grads`; then the model
-    /// made anew; the gradient's norm.
-    fn update(
-        &mut self,
-        task: &WholeTask<'_>,
-        (step, total): (u32, u32),
-        summed: bool,
-    ) -> Result<f32> {
-        let len = u32::try_from(self.total.len()).map_err(|_| Error::TooManySteps)?;
+    /// AdamW with the gradient from 0 on in `self.grads`; then the model made anew; the gradient's norm.
+    fn update(&mut self, task: &WholeTask<'_>, (step, total): (u32, u32)) -> Result<f32> {
+        let len = u32::try_from(self.net.places().trained()).map_err(|_| Error::TooManySteps)?;
         let update = Update { len, ..super::recipe::update(task.recipe, step, total) };
         let mut norm = [0.0];
         let backend = self.net.trunk().backend();
-        if summed {
-            backend.write(&mut self.grads, 0, &self.total)?;
-        }
         backend.write(&mut self.update, 0, &[update])?;
         self.net.adamw(|backend, params| {
             backend.adamw(AdamW {
@@ -443,9 +461,9 @@ fn needed(piece: Piece<'_>) -> Piece<'_> {
     Piece { rows: &piece.rows[..end.min(piece.rows.len())], ..piece }
 }
 
-/// `sum += x`, elementwise.
-fn add(sum: &mut [f32], x: &[f32]) {
-    const PIECE: usize = 1 << 14;
-    let pieces = sum.par_chunks_mut(PIECE).zip(x.par_chunks(PIECE));
-    pieces.for_each(|(sum, x)| sum.iter_mut().zip(x).for_each(|(sum, x)| *sum += x));
+/// A number of windows to divide by.
+fn count(windows: &[Example]) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a count of windows")]
+    let n = windows.len().max(1) as f64;
+    n
 }

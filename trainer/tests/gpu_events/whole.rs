@@ -16,6 +16,7 @@ use trainer::prompt::Example;
 use trainer::stage;
 use trainer::stage::individual::End;
 use trainer::stage::population::PopulationStep;
+use trainer::stage::sums::{ByHost, OnGpu, ShardSums};
 use trainer::stage::whole::{Keep, Reconstruction, State, WholeTask, WholeTrainer};
 
 /// Losses and the gradient of every parameter that trains, and for intents the logits.
@@ -226,29 +227,62 @@ pub(crate) fn recipe() -> Recipe {
     }
 }
 
-/// Loss of each step of the population stage.
-fn curve<B: Ops>(model: &Model, backend: B, num_shards: u32) -> Vec<f64> {
-    let mut net = model.net(backend);
+/// The population stage with these sums: loss of each step, and the state in the end.
+fn trained<B: Ops>(
+    (model, frozen): (&Model, usize),
+    backend: B,
+    (sums, num_shards): (&mut dyn ShardSums<B>, u32),
+    recipe: &Recipe,
+) -> (Vec<f64>, State) {
+    let mut net = model.partly(backend, frozen);
     let windows: Vec<Example> =
         Sample::intents(model, 500, 12).iter().map(Sample::example).collect();
-    let (recipe, stop, mut told) = (recipe(), AtomicBool::new(false), Told::default());
+    let (stop, mut told) = (AtomicBool::new(false), Told::default());
     let task = WholeTask {
         windows: &windows,
         losses: &[],
         validation: &[],
-        recipe: &recipe,
+        recipe,
         reconstruction: Some(Reconstruction { mask_ratio: 0.3, lambda: 0.5 }),
         key: [5, 6],
         num_shards,
     };
-    let state = State::new(model.params.clone());
-    let sync = HostSync::new(num_shards);
-    let (end, _) = WholeTrainer::new(&mut net, &model.table, ROWS)
+    let state = State::partly(model.params.clone(), net.places().frozen());
+    let (end, state) = WholeTrainer::new(&mut net, &model.table, ROWS)
         .unwrap()
-        .run((&Solo::new(), &sync), &task, state, &mut told, &stop)
+        .run((&Solo::new(), sums), &task, state, &mut told, &stop)
         .unwrap();
     assert_eq!(end, End::Complete);
-    told.0
+    (told.0, state)
+}
+
+/// Loss of each step.
+fn curve<B: Ops>(model: &Model, backend: B, num_shards: u32) -> Vec<f64> {
+    let mut sums = ByHost::new(HostSync::new(num_shards));
+    trained((model, 0), backend, (&mut sums, num_shards), &recipe()).0
+}
+
+/// A rank alone adds its shards on the GPU to the bytes that the host adds them to.
+#[test]
+fn sums_on_the_gpu_are_those_of_the_host() {
+    let device: Emulated = emulated(Mode::Fast, &[]);
+    let recipe = Recipe { epochs: 2, batch_size: 7, ..recipe() };
+    for (name, spec) in specs() {
+        let model = Model::new(&spec, 2);
+        // One shard, as many as a batch has windows or fewer, more.
+        for (shards, frozen) in [(1, 0), (3, 0), (3, 2), (9, 1)] {
+            let mut host = ByHost::new(HostSync::new(shards));
+            let by_host = trained((&model, frozen), device.clone(), (&mut host, shards), &recipe);
+            let mut on_gpu = OnGpu::new(shards);
+            let got = trained((&model, frozen), device.clone(), (&mut on_gpu, shards), &recipe);
+            assert_eq!(got.0.len(), 4);
+            assert_eq!(got.0, by_host.0, "{name}, {shards} shards, {frozen} frozen");
+            for (a, b) in [(&got.1.params, &by_host.1.params), (&got.1.m, &by_host.1.m)] {
+                assert_eq!(bits(a), bits(b), "{name}, {shards} shards, {frozen} frozen");
+            }
+            assert_eq!(got.1, by_host.1, "{name}, {shards} shards, {frozen} frozen");
+        }
+    }
 }
 
 /// A loss is off by its own roundings, and by those of the gradients that led there: what was descended so far is a

@@ -162,7 +162,8 @@ fn a_device_that_fails() {
     if is_rank() {
         return run(until_error);
     }
-    let ended = two_ranks("a_device_that_fails", "device=1:0");
+    // The last of ten gathers (20 shards, two ranks): what comes before it, rank 0 has from rank 1.
+    let ended = two_ranks("a_device_that_fails", "device=1:9");
     says(&ended, 1, &["CUDA_ERROR_LAUNCH_FAILED (code 719)", GONE]);
     assert_eq!(ended.count(1, "ncclCommAbort"), 1);
     // Rank 0's own sum succeeded; its group is dropped, which aborts it.

@@ -7,7 +7,7 @@
 use crate::job::{Ended, is_rank};
 use crate::rank::{SHARDS, options, run, shards, sync};
 use crate::sums::{bits, bound, in_order};
-use crate::world::{Setting, Watched, Way, World, job, mark};
+use crate::world::{Setting, Watched, Way, World, gpu, job, mark};
 use kernels::Backend as _;
 use kernels::gpu::{Gpu, GpuBuf};
 use std::time::Duration;
@@ -43,8 +43,36 @@ fn every_way(comm: &dyn Communicator, num_shards: u32) -> String {
     by_host.said()
 }
 
+/// Between GPUs in buckets, with work held back for graphs: what a bucket sums must have been given to the device.
+fn with_graphs(comm: &dyn Communicator) -> String {
+    let setting = Setting::new(5);
+    let by_host = World::open(comm).train(comm, &mut ByHost::new(HostSync::new(5)), setting);
+    let by_host = by_host.unwrap();
+    let world = World::on(gpu(comm, 8));
+    for bucket_bytes in [0, usize::MAX] {
+        let sync = sync(comm, NcclOptions::new(5), LIMIT).unwrap();
+        let sums = BetweenGpus::new(world.gpu.clone(), sync, 5);
+        let mut sums: Box<Way> = Box::new(sums.with_bucket_bytes(bucket_bytes));
+        let got = world.train(comm, &mut *sums, setting).unwrap();
+        assert_eq!(got, by_host, "buckets of {bucket_bytes} bytes");
+        sums.close().unwrap();
+    }
+    assert!(world.gpu.graph_counts().plain > 0, "work was held back");
+    by_host.said()
+}
+
+#[test]
+fn same_bytes_where_work_is_held_back_for_graphs() {
+    if is_rank() {
+        return run(with_graphs);
+    }
+    let name = "stage::same_bytes_where_work_is_held_back_for_graphs";
+    let (one, two) = (job(name, 1, ""), job(name, 2, ""));
+    assert_eq!([two.said(0), two.said(1)], [one.said(0); 2]);
+}
+
 /// The calls after a mark, launches and collectives alone, as `L` and `G`; equal neighbours are one.
-fn order(ended: &Ended, rank: usize, bucket_bytes: usize) -> String {
+pub(crate) fn order(ended: &Ended, rank: usize, bucket_bytes: usize) -> String {
     let mark = format!("mark buckets of {bucket_bytes}");
     let calls = ended.calls[rank].iter().skip_while(|call| **call != mark).skip(1);
     let calls = calls.take_while(|call| !call.starts_with("mark"));
@@ -62,7 +90,7 @@ fn order(ended: &Ended, rank: usize, bucket_bytes: usize) -> String {
     order
 }
 
-fn gathers(ended: &Ended, rank: usize) -> Vec<&String> {
+pub(crate) fn gathers(ended: &Ended, rank: usize) -> Vec<&String> {
     ended.calls[rank].iter().filter(|call| call.starts_with("ncclAllGather")).collect()
 }
 

@@ -3,7 +3,7 @@
 use crate::job::Ended;
 use crate::rank::say;
 use emulator::{Emulator, Memory, Mode};
-use kernels::gpu::{Device, Gpu, Launch, Product};
+use kernels::gpu::{Device, Gpu, Launch, Product, Work};
 use kernels::random::philox;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -115,6 +115,9 @@ impl Device for Watched {
     }
 
     fn launch(&self, launch: &Launch<'_>) -> kernels::Result<()> {
+        if launch.module == "attention_backward" {
+            append(&self.log, &format!("launch {}", launch.kernel));
+        }
         if launch.module == "lora_gradient" {
             if self.fails() {
                 let what = "the launch failed, as the test asked".to_owned();
@@ -128,19 +131,35 @@ impl Device for Watched {
     fn product(&self, product: &Product) -> kernels::Result<()> {
         self.emulator.product(product)
     }
+
+    fn capture(&self, number: u64, list: &[Work]) -> kernels::Result<bool> {
+        self.emulator.capture(number, list)
+    }
+
+    fn replay(&self, number: u64) -> kernels::Result<()> {
+        self.emulator.replay(number)
+    }
+
+    fn forget(&self, number: u64) -> kernels::Result<()> {
+        self.emulator.forget(number)
+    }
 }
 
 /// [`crate::job::job`] of ranks that find the device code compiled: that may take longer than a job.
 #[track_caller]
 pub(crate) fn job(name: &str, ranks: usize, fault: &str) -> Ended {
     static COMPILED: OnceLock<()> = OnceLock::new();
-    COMPILED.get_or_init(|| {
-        let emulator = Emulator::open(Mode::Fast, &[]).unwrap_or_else(|error| panic!("{error}"));
-        for module in MODULES {
-            emulator.load(module).unwrap_or_else(|error| panic!("{error}"));
-        }
-    });
+    COMPILED.get_or_init(|| compile(&MODULES));
     crate::job::job(name, ranks, fault)
+}
+
+/// Compiles device code of these names.
+#[track_caller]
+pub(crate) fn compile(modules: &[&str]) {
+    let emulator = Emulator::open(Mode::Fast, &[]).unwrap_or_else(|error| panic!("{error}"));
+    for module in modules {
+        emulator.load(module).unwrap_or_else(|error| panic!("{error}"));
+    }
 }
 
 /// What is trained on.
@@ -195,12 +214,21 @@ fn tokens(i: u32, len: u32) -> Vec<u32> {
     (0..len).map(|t| 3 + philox([i, 0x6e], [t, 0, 0, 0])[0] % 94).collect()
 }
 
+/// The device of a rank, with up to `graphs` graphs.
+pub(crate) fn gpu(comm: &dyn Communicator, graphs: usize) -> Gpu<Watched> {
+    let emulator = Emulator::open(Mode::Fast, &[]).unwrap_or_else(|error| panic!("{error}"));
+    let log = log_of_rank(comm.rank());
+    Gpu::with_graphs(Watched { emulator, log, fails_after: Mutex::new(None) }, graphs).unwrap()
+}
+
 impl World {
     /// A golden base of two blocks.
     pub(crate) fn open(comm: &dyn Communicator) -> Self {
-        let emulator = Emulator::open(Mode::Fast, &[]).unwrap_or_else(|error| panic!("{error}"));
-        let log = log_of_rank(comm.rank());
-        let gpu = Gpu::new(Watched { emulator, log, fails_after: Mutex::new(None) }).unwrap();
+        Self::on(gpu(comm, 0))
+    }
+
+    /// The same on this device.
+    pub(crate) fn on(gpu: Gpu<Watched>) -> Self {
         let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/golden/llama_tied/base");
         let folder = tempfile::tempdir().unwrap();
         let source = trainer::model::weights::open(golden.as_ref()).unwrap();

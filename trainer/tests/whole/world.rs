@@ -13,6 +13,7 @@ use trainer::prompt::Example;
 use trainer::stage;
 use trainer::stage::individual::End;
 use trainer::stage::population::PopulationStep;
+use trainer::stage::sums::ByHost;
 use trainer::stage::whole::{Keep, Reconstruction, State, WholeTask, WholeTrainer, whole_key};
 
 pub(crate) const SHARDS: u32 = 8;
@@ -212,9 +213,9 @@ pub(crate) fn attempt(
             let at = stop.filter(|&(rank, _)| rank == comm.rank()).map(|(_, step)| step);
             let told = Told { every, ..Told::default() };
             let mut keeper = Keeper { told, stop: &halt, at };
-            let sync = HostSync::new(task.num_shards);
+            let mut sums = ByHost::new(HostSync::new(task.num_shards));
             let ended = WholeTrainer::new(&mut net, table, setting.pack_rows)?.run(
-                (comm, &sync),
+                (comm, &mut sums),
                 task,
                 from.clone(),
                 &mut keeper,

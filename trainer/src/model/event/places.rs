@@ -86,6 +86,13 @@ impl Places {
         self.layout.len - self.layout.cut
     }
 
+    /// The blocks that train: first elements among [`Places::trained`], which rise, and the blocks' numbers. A block ends
+    /// where the next begins; after the last come the final norm and the heads.
+    pub(crate) fn block_starts(&self) -> impl Iterator<Item = (usize, usize)> {
+        let blocks = self.trunk.blocks.iter().enumerate().skip(self.trunk.frozen);
+        blocks.map(|(i, block)| (block.norm1.weight, i))
+    }
+
     /// Never true.
     pub fn is_empty(&self) -> bool {
         self.layout.len == 0

@@ -7,7 +7,7 @@
 use super::super::activations::StepSize;
 use super::super::batch::Batch;
 use super::super::pass::{Acts, Adapters};
-use super::super::step::Stepper;
+use super::super::step::{Passed, Stepper};
 use super::super::{Error, Result};
 use super::table::MASKED;
 use super::{Combine, EventNetwork, EventSpec, EventTable, History};
@@ -225,9 +225,23 @@ impl<B: Ops> EventStepper<B> {
     pub fn train_whole(
         &mut self,
         net: &EventNetwork<B>,
-        (batch, table): (&Batch, &EventTable),
+        pack: (&Batch, &EventTable),
         goal: Goal,
         grads: &mut B::Buf<f32>,
+    ) -> Result<&[f32]> {
+        self.train_whole_watched(net, pack, goal, (grads, None))
+    }
+
+    /// [`EventStepper::train_whole`] that tells of every block that trains once it has gone back through it.
+    ///
+    /// # Errors
+    /// As [`EventStepper::logits`].
+    pub fn train_whole_watched(
+        &mut self,
+        net: &EventNetwork<B>,
+        (batch, table): (&Batch, &EventTable),
+        goal: Goal,
+        (grads, passed): (&mut B::Buf<f32>, Option<Passed<'_, B>>),
     ) -> Result<&[f32]> {
         let adapted = Adapted { adapters: net.trunk.bare(), head_after: &[] };
         self.forward(net, (batch, table), (adapted, goal))?;
@@ -241,7 +255,8 @@ impl<B: Ops> EventStepper<B> {
                 self.reconstruction_back(net, grads)?;
             }
         }
-        self.stepper.backward(&net.trunk, (adapted.adapters, Some(&net.places.trunk)), grads)?;
+        let whole = (adapted.adapters, Some(&net.places.trunk));
+        self.stepper.backward_watched(&net.trunk, whole, (&mut *grads, passed))?;
         if net.places.frozen() == 0 {
             self.embed_back(net, grads)?;
         }

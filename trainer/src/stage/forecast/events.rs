@@ -1,22 +1,25 @@
 //! The same of event models: training one whole, tuning people on one, asking one.
 
 use super::super::Result;
+use super::super::buckets::whole_buckets;
 use super::super::engine::Engine;
 use super::super::events::Events;
+use super::super::sums::BUCKET_BYTES;
 use super::super::whole::WholeTrainer;
 use super::{Forecast, Paper, pack, pack_rows, update};
+use crate::comm::nccl::NcclOptions;
 use crate::config::Recipe;
 use crate::ids::Slot;
 use crate::lora::SiteLists;
 use crate::model::activations::StepSize;
-use crate::model::event::{EventNetwork, EventSpec, EventStepper, EventTable};
+use crate::model::event::{EventNetwork, EventSpec, EventStepper, EventTable, Places};
 use crate::pack::Piece;
 use kernels::gpu::Gpu;
 use kernels::gpu::dry::{DryRun, granted};
 use kernels::optim::Update;
 
 /// Memory of training a model whole, with its lowest `frozen` blocks as they are, in packs of `rows` rows; `hidden`:
-/// events are hidden from it. What sums of several shards' gradients take is the host's.
+/// events are hidden from it; without sums of several shards' gradients, see [`whole_sums`].
 ///
 /// # Errors
 /// What the model refuses.
@@ -36,6 +39,24 @@ pub fn whole(
         trainer.rehearse(recipe, (rows, hidden))?;
     }
     Ok(sheet.filled(gradient, made, tables))
+}
+
+/// Bytes that gradients of the shards take beside [`whole`]'s one where GPUs sum them, `num_shards` on `ranks` ranks:
+/// side by side with their sum, and between GPUs those of others, gathered bucket by bucket.
+pub fn whole_sums((spec, frozen): (&EventSpec, usize), (num_shards, ranks): (u32, usize)) -> usize {
+    let places = Places::partly(spec, frozen);
+    let (len, own) = (places.trained(), (num_shards as usize).div_ceil(ranks.max(1)));
+    if ranks <= 1 && own <= 1 {
+        return 0;
+    }
+    let bytes = |gradients: usize| granted(gradients * len * size_of::<f32>());
+    let beside = bytes(own + 1) - bytes(1);
+    if ranks <= 1 {
+        return beside;
+    }
+    let buckets = whole_buckets(&places, BUCKET_BYTES);
+    let largest = buckets.iter().map(|bucket| bucket.range.len()).max().unwrap_or(0);
+    beside + granted(NcclOptions::new(num_shards).gathered_bytes((own, ranks), largest))
 }
 
 /// Memory of tuning people on a model in packs of `rows` rows, `slots` people with at most `adapter_params` parameters

@@ -7,7 +7,7 @@
 
 mod events;
 
-pub use events::{answers, tuning, whole};
+pub use events::{answers, tuning, whole, whole_sums};
 
 use super::Result;
 use super::buckets::buckets;
