@@ -96,7 +96,8 @@ mod tests {
     #[test]
     fn the_smaller_of_device_and_config_counts() {
         let text = "device = \"cuda\"\nmemory_gb = 4.0\ngpu_memory_gb = 10.0\nusers_in_flight = 0\n\
-                    pack_tokens = 0\nthreads = 0\nrecompute = \"auto\"\nshared_prefix = true\n";
+                    pack_tokens = 0\nthreads = 0\nrecompute = \"auto\"\nshared_prefix = true\n\
+                    gradient_sum = \"device\"\ngraphs = false\n";
         let engine: Engine = toml::from_str(text).unwrap();
         let free = |bytes| Some(Room { bytes, source: Source::Free });
         let of = |engine: &Engine, there| Room::of(engine, there, || Ok(7)).unwrap();

@@ -449,7 +449,7 @@ impl<B: Ops> WholeTrainer<'_, B> {
         let (windows, validation) = (&[][..], &[][..]);
         let task =
             WholeTask { windows, losses, validation, recipe, reconstruction, key, num_shards };
-        self.update(&task, (0, 1), false)?;
+        self.update(&task, (0, 1))?;
         Ok(())
     }
 }

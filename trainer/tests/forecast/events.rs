@@ -19,8 +19,9 @@ use trainer::pack::{ClassLoss, Packer, Piece, Share};
 use trainer::prompt::Example;
 use trainer::stage::engine::Engine;
 use trainer::stage::events::Events;
-use trainer::stage::forecast::{answers, tuning, whole};
+use trainer::stage::forecast::{answers, tuning, whole, whole_sums};
 use trainer::stage::population::PopulationStep;
+use trainer::stage::sums::{ByHost, OnGpu, ShardSums};
 use trainer::stage::whole::{Keep, Reconstruction, WholeTask, WholeTrainer};
 use trainer::store::State;
 
@@ -205,10 +206,18 @@ fn no_step_of_a_whole_model_takes_more() {
                     key: [stream, 5],
                     num_shards: 1 + stream,
                 };
-                let (comm, sync) = (Solo::new(), HostSync::new(1 + stream));
-                let stop = AtomicBool::new(false);
-                trainer.run((&comm, &sync), &task, state, &mut Silent, &stop).unwrap();
-                most = most.max(gpu.device().tally().peak.held);
+                let (comm, stop) = (Solo::new(), AtomicBool::new(false));
+                let on_device = stream == 3;
+                let mut sums: Box<dyn ShardSums<Paper>> = if on_device {
+                    Box::new(OnGpu::new(1 + stream))
+                } else {
+                    Box::new(ByHost::new(HostSync::new(1 + stream)))
+                };
+                trainer.run((&comm, &mut *sums), &task, state, &mut Silent, &stop).unwrap();
+                let beside =
+                    if on_device { whole_sums((spec, frozen), (1 + stream, 1)) } else { 0 };
+                assert_eq!(beside > 0, on_device);
+                most = most.max(gpu.device().tally().peak.held - beside);
                 assert_eq!(forecast.adapters, granted(trained * size_of::<f32>()));
             }
             let said = forecast.total();

@@ -4,6 +4,7 @@ use crate::device::{TestDevice, skipped_on_gpu};
 use crate::world::{Emulated, World};
 use emulator::{Copies, Mode};
 use kernels::gpu::Gpu;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use trainer::config::{EarlyStop, Recipe};
@@ -115,4 +116,36 @@ fn swaps_and_graphs_change_nobodys_bits() {
     // The comparison can fail: a device that overwrites a seat before it was copied.
     let unordered = train(&world, &device(Copies::Unordered, 0), 2);
     assert_ne!(unordered.bits, together.bits);
+}
+
+/// Hands a job out only when the one before it has left, as the passes of people who unlearn first.
+struct Passes<'a> {
+    ready: &'a RefCell<Vec<Job>>,
+    later: Vec<Job>,
+    left: usize,
+}
+
+impl Watch for Passes<'_> {
+    fn pack(&mut self, _: usize, _: usize, _: usize) {}
+    fn step(&mut self, _: &Trainee, _: f32, _: f32) {}
+    fn left(&mut self, _: Outcome) -> trainer::stage::Result<()> {
+        self.left += 1;
+        self.ready.borrow_mut().extend(self.later.pop());
+        Ok(())
+    }
+}
+
+#[test]
+fn a_job_that_waits_for_another_is_trained() {
+    let world = World::open("llama_tied");
+    let net = world.gpu(&device(Copies::Late, 0));
+    let size = StepSize { rows: 160, stored_blocks: 0, backward: true };
+    let most = world.users.iter().map(|u| u.params.len()).max().unwrap();
+    let mut engine = Engine::new(&net, &world.lists, size, (2, most)).unwrap();
+    let mut later: Vec<Job> = jobs(&world).into_iter().take(3).collect();
+    let ready = RefCell::new(vec![later.remove(0)]);
+    let mut passes = Passes { ready: &ready, later, left: 0 };
+    let mut jobs = std::iter::from_fn(|| ready.borrow_mut().pop());
+    let end = run(&mut engine, RULES, &mut jobs, &mut passes, &AtomicBool::new(false)).unwrap();
+    assert_eq!((end, passes.left), (End::Complete, 3));
 }

@@ -49,46 +49,50 @@ fn work_of(op: &str, sizes: &str, act: f64) -> Work {
     (op.work)(&Sizes::parse(sizes).unwrap(), act)
 }
 
+/// A call's operation and shape, bytes of a GPU's form and operations, counted by hand: products and adapters.
+const PRODUCTS: &[(&str, &str, f64, f64)] = &[
+    // 2 (3 · 4096²); 2 · 4096³.
+    ("linear_forward", "rows=4096,d=4096,n=4096", 100_663_296.0, 137_438_953_472.0),
+    ("linear_backward", "rows=2,d=3,n=5", 2.0 * (6.0 + 15.0 + 10.0), 60.0),
+    // 2 · 4096 · 1536 + 8 · 768².
+    ("linear_weight_gradient", "rows=4096,d=768,n=768", 17_301_504.0, 4_831_838_208.0),
+    ("refresh", "d=4,n=4", 96.0, 0.0),
+    // 2 · 8192 (4096 + 2 · 6144) + 4 · 16 (3 · 4096 + 6144); 2 · 8192 · 16 · 18432.
+    (
+        "lora_forward",
+        "rows=8192,d=4096,n=4096,kv=1024,adapters=1,lora_rank=16",
+        269_615_104.0,
+        4_831_838_208.0,
+    ),
+    // 2 · 8192 (3 · 4096 + 6144) + 12 · 16 · 18432; 2 · 8192 · 16 (3 · 12288 + 2 · 6144).
+    (
+        "lora_backward",
+        "rows=8192,d=4096,n=4096,kv=1024,adapters=1,lora_rank=16",
+        305_528_832.0,
+        12_884_901_888.0,
+    ),
+    // 2 (8192 (4096 + 6144) + 4096 · 6144) + 64 · 18432; 2 · 8192 · 4096 · 6144 and the adapter's.
+    (
+        "adapted_forward",
+        "rows=8192,d=4096,n=4096,kv=1024,adapters=1,lora_rank=16",
+        219_283_456.0,
+        412_316_860_416.0 + 4_831_838_208.0,
+    ),
+    // 2 (8192 (8192 + 6144) + 4096 · 6144) + 192 · 18432.
+    (
+        "adapted_backward",
+        "rows=8192,d=4096,n=4096,kv=1024,adapters=1,lora_rank=16",
+        288_751_616.0,
+        412_316_860_416.0 + 12_884_901_888.0,
+    ),
+    ("wide_forward", "rows=2,d=3,n=5", 2.0 * (6.0 + 15.0) + 40.0, 60.0),
+    ("wide_backward", "rows=2,d=3,n=5", 2.0 * (10.0 + 15.0) + 24.0, 60.0),
+];
+
 /// Bytes of a GPU's form and operations, counted by hand.
 #[test]
 fn bytes_and_operations() {
     let cases: &[(&str, &str, f64, f64)] = &[
-        // 2 (3 · 4096²); 2 · 4096³.
-        ("linear_forward", "rows=4096,d=4096,n=4096", 100_663_296.0, 137_438_953_472.0),
-        ("linear_backward", "rows=2,d=3,n=5", 2.0 * (6.0 + 15.0 + 10.0), 60.0),
-        // 2 · 4096 · 1536 + 8 · 768².
-        ("linear_weight_gradient", "rows=4096,d=768,n=768", 17_301_504.0, 4_831_838_208.0),
-        ("refresh", "d=4,n=4", 96.0, 0.0),
-        // 2 · 8192 (4096 + 2 · 6144) + 4 · 16 (3 · 4096 + 6144); 2 · 8192 · 16 · 18432.
-        (
-            "lora_forward",
-            "rows=8192,d=4096,n=4096,kv=1024,adapters=1,lora_rank=16",
-            269_615_104.0,
-            4_831_838_208.0,
-        ),
-        // 2 · 8192 (3 · 4096 + 6144) + 12 · 16 · 18432; 2 · 8192 · 16 (3 · 12288 + 2 · 6144).
-        (
-            "lora_backward",
-            "rows=8192,d=4096,n=4096,kv=1024,adapters=1,lora_rank=16",
-            305_528_832.0,
-            12_884_901_888.0,
-        ),
-        // 2 (8192 (4096 + 6144) + 4096 · 6144) + 64 · 18432; 2 · 8192 · 4096 · 6144 and the adapter's.
-        (
-            "adapted_forward",
-            "rows=8192,d=4096,n=4096,kv=1024,adapters=1,lora_rank=16",
-            219_283_456.0,
-            412_316_860_416.0 + 4_831_838_208.0,
-        ),
-        // 2 (8192 (8192 + 6144) + 4096 · 6144) + 192 · 18432.
-        (
-            "adapted_backward",
-            "rows=8192,d=4096,n=4096,kv=1024,adapters=1,lora_rank=16",
-            288_751_616.0,
-            412_316_860_416.0 + 12_884_901_888.0,
-        ),
-        ("wide_forward", "rows=2,d=3,n=5", 2.0 * (6.0 + 15.0) + 40.0, 60.0),
-        ("wide_backward", "rows=2,d=3,n=5", 2.0 * (10.0 + 15.0) + 24.0, 60.0),
         // 8192 rows of 2 · 576 + 2 · 192 and 9 sums; 64 · 128 · 129 / 2 pairs of 4 · 576.
         (
             "attention_forward",
@@ -142,12 +146,15 @@ fn bytes_and_operations() {
         ("intent_forward", "rows=2,intents=3,d=4,hidden=5,outer=1,users=0", 644.0, 640.0),
         ("adamw", "slots=2,params=1000", 72_000.0, 32_000.0),
     ];
-    for &(op, sizes, bytes, flop) in cases {
+    for &(op, sizes, bytes, flop) in PRODUCTS.iter().chain(cases) {
         let work = work_of(op, sizes, 2.0);
         assert_eq!((work.bytes, work.flop), (bytes, flop), "{op} {sizes}");
     }
     for op in ALL {
-        assert!(cases.iter().any(|case| case.0 == op), "{op} is not counted by hand");
+        assert!(
+            PRODUCTS.iter().chain(cases).any(|case| case.0 == op),
+            "{op} is not counted by hand"
+        );
     }
     let processors = work_of("linear_forward", "rows=4096,d=4096,n=4096", 4.0);
     assert!((processors.bytes - 201_326_592.0).abs() < 0.5, "{processors:?}");
