@@ -45,7 +45,8 @@ pub struct Forecast {
     pub workspace: usize,
     /// Tables of a pack: ids, positions, segments, sequences.
     pub tables: usize,
-    /// Gradients of other ranks' shards, gathered by a sum between GPUs ([`gathered`]).
+    /// Gradients of other ranks' shards, gathered by a sum between GPUs ([`gathered`]); of a model that trains whole also
+    /// those of its own shards ([`whole_sums`]).
     pub sums: usize,
 }
 
