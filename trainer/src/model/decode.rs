@@ -29,6 +29,7 @@ pub struct Predictor<B: Ops> {
     /// Cache row of each row of the batch.
     index: B::Buf<u32>,
     logits: B::Buf<B::Act>,
+    /// Logits of some rows as they come, and of one as `f32`.
     host: (Vec<B::Act>, Vec<f32>),
 }
 
@@ -52,7 +53,7 @@ impl<B: Ops> Predictor<B> {
             cache_rows,
             index: backend.alloc(rows)?,
             logits: backend.alloc(LOGIT_ROWS * d.vocab)?,
-            host: (vec![bytemuck::Zeroable::zeroed(); d.vocab], vec![0.0; d.vocab]),
+            host: (vec![bytemuck::Zeroable::zeroed(); LOGIT_ROWS * d.vocab], vec![0.0; d.vocab]),
         })
     }
 
@@ -209,10 +210,12 @@ impl<B: Ops> Predictor<B> {
                 y: MatMut::new(&mut self.logits, d.vocab),
                 rows: taken,
             })?;
-            for row in 0..taken {
-                let (raw, values) = &mut self.host;
-                backend.read(&self.logits, row * d.vocab, raw)?;
-                values.iter_mut().zip(raw.iter()).for_each(|(v, &r)| *v = r.into());
+            let (raw, values) = &mut self.host;
+            let raw = &mut raw[..taken * d.vocab];
+            // Once for all of them: a device is waited for.
+            backend.read(&self.logits, 0, raw)?;
+            for (row, raw) in raw.chunks_exact(d.vocab).enumerate() {
+                values.iter_mut().zip(raw).for_each(|(v, &r)| *v = r.into());
                 on_logits(first + row, values);
             }
         }
