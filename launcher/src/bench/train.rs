@@ -153,7 +153,10 @@ fn lora_tax(
             key: user.key().random_key(SEED),
             ..template
         };
-        for (pack, adapter) in packs.iter_mut().zip([Some(segment), None]) {
+        // Of LoRA rank zero: the backward goes as deep, past sites without an adapter.
+        let bare = Segment { lora_rank: 0, ..segment };
+        for (pack, adapter) in packs.iter_mut().zip([segment, bare]) {
+            let adapter = Some(adapter);
             pack.add(&Share { adapter, layout: 0, pieces: &pieces, weight: 1.0, first_token: 0 });
         }
         taken.push(slot);
