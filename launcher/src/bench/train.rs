@@ -153,11 +153,14 @@ fn lora_tax(
             key: user.key().random_key(SEED),
             ..template
         };
-        // Of LoRA rank zero: the backward goes as deep, past sites without an adapter.
-        let bare = Segment { lora_rank: 0, ..segment };
-        for (pack, adapter) in packs.iter_mut().zip([segment, bare]) {
-            let adapter = Some(adapter);
-            pack.add(&Share { adapter, layout: 0, pieces: &pieces, weight: 1.0, first_token: 0 });
+        let share =
+            |adapter, pieces| Share { adapter, layout: 0, pieces, weight: 1.0, first_token: 0 };
+        for (pack, adapter) in packs.iter_mut().zip([Some(segment), None]) {
+            pack.add(&share(adapter, &pieces));
+        }
+        if taken.is_empty() {
+            // Without rows: the backward then goes as deep as it does with adapters.
+            packs[1].add(&share(Some(segment), &[]));
         }
         taken.push(slot);
     }
