@@ -60,3 +60,25 @@ fn three_people_on_one_and_two_ranks() {
     }
     assert!(adapters[0] == adapters[1], "one rank and two ranks give different bytes");
 }
+
+#[test]
+fn a_benchmark_of_training_ends_with_its_numbers() {
+    if variable("MYRIAD_TEST_QUICK").is_some() {
+        eprintln!("SKIPPED: MYRIAD_TEST_QUICK leaves out the real model");
+        return;
+    }
+    let (story, cache) = (Story::new(), cache());
+    let base = cache.join("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf").display().to_string();
+    let data = format!("ml-100k={}", cache.join("ml-100k").display());
+    let args = ["bench", "train", "--base", &base, "--data", &data, "--users", "2", "--items", "4"];
+    let few = ["--batch-size", "4", "--epochs", "1", "--json", "out.json"];
+    let start = crate::process::Start::new(story.root(), 0, &[&args[..], &few].concat());
+    start.env("MYRIAD_CACHE", &cache).run().must(0);
+    let json = std::fs::read(story.path("out.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+    assert_eq!((&json["users"], &json["steps"]), (&2.into(), &2.into()), "{json}");
+    for number in ["seconds", "users_per_hour", "useful_share"] {
+        assert!(json[number].as_f64() > Some(0.0), "{number}: {json}");
+    }
+    assert!(json["lora_tax"].as_f64().is_some_and(f64::is_finite), "{json}");
+}
