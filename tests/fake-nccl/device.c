@@ -101,7 +101,11 @@ EXPORT int cuInit(unsigned flags) {
     initialised = true;
     return SUCCESS;
 }
-EXPORT int cuDriverGetVersion(int *version) { *version = 13000; return SUCCESS; }
+EXPORT int cuDriverGetVersion(int *version) {
+    const char *said = getenv("FAKE_NCCL_CUDA");
+    *version = said ? atoi(said) : 13000;
+    return SUCCESS;
+}
 EXPORT int cuGetErrorName(int code, const char **name) {
     *name = code == LAUNCH_FAILED ? "CUDA_ERROR_LAUNCH_FAILED" : code == 100 ? "CUDA_ERROR_NO_DEVICE" : "CUDA_ERROR_OF_THE_FAKE";
     return SUCCESS;

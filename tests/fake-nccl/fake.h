@@ -15,6 +15,7 @@
  *     stuck=R:N          the collective never ends, and nothing says so
  *     device=R:N         the driver reports a failed launch in every stream query from then on
  * FAKE_NCCL_DEVICES=N    GPUs of this machine, 4 if unset
+ * FAKE_NCCL_CUDA=N       newest CUDA of the driver, 13000 (13.0) if unset
  */
 #ifndef FAKE_H
 #define FAKE_H

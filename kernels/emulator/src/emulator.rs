@@ -4,12 +4,13 @@ use crate::compile::{self, Builder};
 use crate::copies::{self, Copies};
 use crate::error::{Error, Result};
 use crate::finding;
+use crate::log;
 use crate::runtime::{Module, RawLaunch, Runtime};
 use kernels::gpu::{Launch, Work};
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -44,13 +45,15 @@ impl Mode {
 pub struct Emulator {
     pub(crate) runtime: Runtime,
     builder: Builder,
-    runtime_path: std::path::PathBuf,
+    runtime_path: PathBuf,
     modules: Mutex<BTreeMap<String, Module>>,
     order: AtomicU32,
     /// Calls of attention kernels that the device is said to bring along.
     pub(crate) flash: Option<AtomicU32>,
     pub(crate) copies: copies::Queue,
     pub(crate) graphs: Mutex<BTreeMap<u64, Vec<Work>>>,
+    /// Where it is written what ran.
+    log: Option<PathBuf>,
 }
 
 /// Bytes of an emulator, freed when dropped and no copy of them is on its way.
@@ -86,7 +89,26 @@ impl Emulator {
         let runtime = Runtime::open(&runtime_path)?;
         let (modules, order) = (Mutex::default(), AtomicU32::new(0));
         let (copies, graphs) = (copies::Queue::default(), Mutex::default());
-        Ok(Self { runtime, builder, runtime_path, modules, order, flash: None, copies, graphs })
+        Ok(Self {
+            runtime,
+            builder,
+            runtime_path,
+            modules,
+            order,
+            flash: None,
+            copies,
+            graphs,
+            log: None,
+        })
+    }
+
+    /// Writes into `folder` which kernels run at which shapes, for `scripts/check-launches`.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn logged(self, folder: &Path) -> Result<Self> {
+        self.builder.faults.iter().try_for_each(|name| log::seeded(folder, name))?;
+        Ok(Self { log: Some(folder.into()), ..self })
     }
 
     /// As if the device brought attention kernels along, [`kernels::gpu::Flash`]: a plain one in their place.
@@ -186,7 +208,13 @@ impl Emulator {
         // ends a test process, as it would end a CUDA context.
         let count = unsafe { (self.runtime.launch)(&raw const raw, text.as_mut_ptr(), text.len()) };
         if count == 0 {
-            return Ok(());
+            return match &self.log {
+                // A launch with a seeded bug shows nothing, found or not.
+                Some(folder) if self.builder.faults.is_empty() => {
+                    log::launched(folder, self.builder.mode, launch)
+                }
+                _ => Ok(()),
+            };
         }
         let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());
         let findings = finding::parse(&String::from_utf8_lossy(&text[..end]));

@@ -13,6 +13,7 @@ mod emulator;
 mod error;
 mod finding;
 mod flash;
+mod log;
 mod product;
 mod runtime;
 

@@ -28,6 +28,11 @@ mod transfer;
 
 pub use memory::Memory;
 
+/// The oldest CUDA whose drivers take the code compiled here, as [`usable`] takes it: 13.0, release 580.
+const OLDEST_CUDA: i32 = 13_000;
+/// The least compute capability: `bf16` on tensor cores and asynchronous copies.
+const LEAST_CAPABILITY: (u32, u32) = (8, 0);
+
 /// The backend of NVIDIA GPUs.
 pub type CudaBackend = Gpu<Cuda>;
 
@@ -134,6 +139,8 @@ impl Cuda {
     pub fn open(options: Options) -> Result<Self> {
         let there = libraries();
         present(there.driver, "libcuda.so.1", "is the NVIDIA driver installed?")?;
+        // Said first: whoever has too old a driver most likely lacks the libraries too.
+        usable(version()?, LEAST_CAPABILITY)?;
         present(there.cublaslt, "libcublasLt.so.13", "install cuBLAS of CUDA 13")?;
         let count = CudaContext::device_count().map_err(driver("device count"))?;
         let Options { ordinal, cache, cubins } = options;
@@ -145,6 +152,7 @@ impl Cuda {
         let stream = context.new_stream().map_err(driver("stream"))?;
         let copies = context.new_stream().map_err(driver("stream"))?;
         let queue = Queue { context, stream, copies };
+        usable(OLDEST_CUDA, capability(&queue)?)?;
         let compiler = compile::Compiler { cache, cubins };
         Ok(Self {
             graphs: graph::Graphs::new(&queue)?,
@@ -317,6 +325,34 @@ fn capability(queue: &Queue) -> Result<(u32, u32)> {
     Ok((major.cast_unsigned(), minor.cast_unsigned()))
 }
 
+/// Refuses a driver or a device that cannot run the device code: `cuda` is the newest CUDA that the driver serves, a
+/// thousand times the major plus ten times the minor version.
+///
+/// # Errors
+/// [`Error::Backend`] with what there is and what is needed.
+pub fn usable(cuda: i32, capability: (u32, u32)) -> Result<()> {
+    let says = |cuda: i32| format!("{}.{}", cuda / 1000, cuda % 1000 / 10);
+    let what = if cuda < OLDEST_CUDA {
+        let (there, needed) = (says(cuda), says(OLDEST_CUDA));
+        format!("the driver serves CUDA {there}: {needed} is needed, release 580 or newer")
+    } else if capability < LEAST_CAPABILITY {
+        let ((major, minor), least) = (capability, LEAST_CAPABILITY);
+        format!("compute capability {major}.{minor}: {}.{} or newer is needed", least.0, least.1)
+    } else {
+        return Ok(());
+    };
+    Err(Error::Backend { op: "open", what })
+}
+
+/// The newest CUDA that the driver serves.
+fn version() -> Result<i32> {
+    let mut version = 0;
+    // SAFETY: the driver is there, its caller has looked; the call writes one int, which lives.
+    let code = unsafe { cudarc::driver::sys::cuDriverGetVersion(&raw mut version) };
+    code.result().map_err(driver("version"))?;
+    Ok(version)
+}
+
 /// Refuses a missing library.
 fn present(there: bool, library: &str, hint: &str) -> Result<()> {
     if there {
@@ -333,6 +369,18 @@ fn driver(op: &'static str) -> impl Fn(cudarc::driver::DriverError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_old_driver_and_an_old_device_are_refused_by_their_numbers() {
+        assert_eq!(usable(13_000, (8, 0)), Ok(()));
+        assert_eq!(usable(13_020, (12, 0)), Ok(()));
+        let says = |cuda, capability| usable(cuda, capability).unwrap_err().to_string();
+        assert_eq!(
+            says(12_040, (9, 0)),
+            "open: the driver serves CUDA 12.4: 13.0 is needed, release 580 or newer"
+        );
+        assert_eq!(says(13_000, (7, 5)), "open: compute capability 7.5: 8.0 or newer is needed");
+    }
 
     #[test]
     fn a_machine_without_a_driver_is_told_what_is_missing() {

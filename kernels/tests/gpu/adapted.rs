@@ -73,6 +73,7 @@ fn close<B: kernels::adapted::Adapted + Subject>(b: &B, world: &World) {
 const ALL: &[&Over] = &[&[(0, 1), (1, 1), (2, 1)]];
 const MIXED: &[&Over] = &[&[(0, 1), (2, 1)], &[(2, 1)], &[(0, 1), (1, 1), (2, 1)]];
 const JOINT: &[&Over] = &[&[(0, 3)]];
+const SINGLE: &[&Over] = &[&[(0, 1)]];
 const ONE: &[&Over] = &[&[(0, 1)], &[], &[(0, 1)]];
 
 /// Rows of the base alone before, between and behind segments, lengths around the tiles, ranks around the classes.
@@ -101,6 +102,34 @@ fn whole_numbers_are_exact_at_every_edge() {
         (shape(1, &[1], true, true), PLACES[0], ONE),
     ] {
         exact(fast(), &World::new(Draw::Whole, shape, (place, layouts), &users(layouts.len())));
+    }
+}
+
+/// So many users that tiles of 32 or of 64 rows are chosen, with lengths around theirs and rows of the base between.
+fn tall(tile: usize, layouts: usize) -> Vec<User> {
+    let lengths: &[usize] =
+        if tile == 32 { &[31, 0, 32, 1, 33, 17, 16, 34] } else { &[63, 1, 64, 0, 65, 128, 33, 48] };
+    let (ranks, dropout) = ([4, 1, 8, 3, 16, 64, 2, 33, 9], [0.0, 0.5, 0.0, 0.0, 0.75]);
+    // Each layout is a call of its own, and has to fill the device by itself.
+    let user = |i: usize| (i % layouts, lengths[i / layouts % 8], ranks[i % 9], dropout[i % 5]);
+    let mut users: Vec<User> = (0..184 * layouts).map(user).collect();
+    (users[5].2, users[90].2) = (0, 0);
+    users
+}
+
+#[test]
+fn tall_tiles_are_exact() {
+    for tile in [32, 64] {
+        for (shape, place, layouts) in [
+            (shape(40, &[41, 29, 8], true, false), PLACES[2], ALL),
+            (shape(37, &[15, 10, 10], true, false), PLACES[1], MIXED),
+            (shape(23, &[21, 5, 19], true, false), PLACES[2], JOINT),
+        ] {
+            let users = tall(tile, layouts.len());
+            exact(fast(), &World::new(Draw::Whole, shape, (place, layouts), &users));
+        }
+        let shape = shape(50, &[72], true, true);
+        close(fast(), &World::new(Draw::Real, shape, (PLACES[1], SINGLE), &tall(tile, 1)));
     }
 }
 
@@ -224,6 +253,16 @@ fn every_access_is_checked() {
         exact(checked(), &world);
     }
     checked().device().set_order(0);
+    for (tile, shape, place) in [
+        (32, shape(8, &[8], true, true), PLACES[0]),
+        (32, shape(17, &[9], false, false), PLACES[2]),
+        (32, shape(24, &[40], true, false), PLACES[1]),
+        (64, shape(8, &[8], true, true), PLACES[0]),
+        (64, shape(17, &[9], false, false), PLACES[2]),
+        (64, shape(24, &[40], true, false), PLACES[1]),
+    ] {
+        exact(checked(), &World::new(Draw::Whole, shape, (place, SINGLE), &tall(tile, 1)));
+    }
 }
 
 #[test]

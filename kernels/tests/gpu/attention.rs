@@ -235,6 +235,12 @@ fn the_checker_finds_nothing() {
     judge(gpu, Case::new(heads(2, 1, 64), small, true), ODD, "checked, odd");
     judge(gpu, Case::new(heads(1, 1, 80), small, false), APART, "checked, 80");
     judge(gpu, Case::new(heads(2, 1, 128), &[(65, &[(3, 1)])], false), PLAIN, "checked, 128");
+    for e in [16, 32, 64, 80, 96, 128] {
+        let label = |what: &str| format!("checked, {e}, {what}");
+        judge(gpu, Case::new(heads(1, 1, e), &[(3, &[(5, 1)])], false), PLAIN, &label("few"));
+        judge(gpu, Case::new(heads(2, 1, e), &[(0, &[(18, 2)])], true), ODD, &label("odd"));
+        judge(gpu, Case::new(heads(3, 1, e), &[(66, &[(20, 1)])], false), APART, &label("apart"));
+    }
     forward(gpu, &rounded(decoding(2, 1, 16, &[300, 2])), PLAIN).unwrap();
 }
 

@@ -50,8 +50,14 @@ impl TestDevice {
     /// The device of this run; a GPU knows neither modes nor seeded bugs.
     pub(crate) fn open(mode: Mode, faults: &[&str]) -> Self {
         if !real() {
-            let emulator = Emulator::open(mode, faults).unwrap_or_else(|error| panic!("{error}"));
-            return Self::Emulator(Box::new(emulator));
+            let emulator =
+                Emulator::open(mode, faults).and_then(|emulator| {
+                    match std::env::var_os("EMULATOR_LOG") {
+                        Some(folder) => emulator.logged(folder.as_ref()),
+                        None => Ok(emulator),
+                    }
+                });
+            return Self::Emulator(Box::new(emulator.unwrap_or_else(|error| panic!("{error}"))));
         }
         assert!(faults.is_empty(), "seeded bugs are for the emulator");
         let cache = Some(env!("CARGO_TARGET_TMPDIR").into());

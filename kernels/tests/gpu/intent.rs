@@ -332,6 +332,7 @@ fn every_access_is_checked() {
     for product in BOTH {
         compare(checked(), &case(shape(3, 5, 2, product), &[2, 0, 9], true), PLACES[2]);
         compare(checked(), &aligned(case(shape(25, 20, 18, product), &[3, 2], true)), PLACES[1]);
+        compare(checked(), &case(shape(2, 33, 9, product), &[1, 4], false), PLACES[0]);
     }
     compare(checked(), &case(shape(4, 70, 68, Product::Elementwise), &[2, 3], true), PLACES[0]);
 }

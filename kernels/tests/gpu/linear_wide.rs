@@ -174,7 +174,7 @@ fn numbers_are_rounded_into_activations() {
 
 #[test]
 fn every_access_is_checked() {
-    for (shape, place) in [((0, 4, 4), 0), ((3, 24, 16), 1), ((5, 30, 130), 2)] {
+    for (shape, place) in [((0, 4, 4), 0), ((3, 24, 16), 1), ((5, 30, 130), 2), ((7, 9, 20), 0)] {
         compare(checked(), &Case::new(shape, place, true));
     }
 }

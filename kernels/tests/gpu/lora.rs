@@ -83,6 +83,32 @@ fn whole_numbers_are_exact_at_every_edge() {
     exact(fast(), &Pack::new(Draw::Whole, (32, &[32]), PLACES[0], &[(0, 8, 0.5), (0, 4, 0.0)]));
 }
 
+/// So many segments that tiles of 32 or of 64 rows are chosen, with lengths around theirs.
+fn tall(tile: usize) -> Vec<Rows> {
+    let lengths: &[usize] =
+        if tile == 32 { &[31, 0, 32, 1, 33, 17, 16, 34] } else { &[63, 1, 64, 0, 65, 128, 33, 48] };
+    let (ranks, dropout) = ([4, 1, 8, 3, 16, 64, 2, 33, 9], [0.0, 0.5, 0.0, 0.0, 0.75]);
+    (0..184).map(|i| (lengths[i % 8], ranks[i % 9], dropout[i % 5])).collect()
+}
+
+#[test]
+fn tall_tiles_are_exact_and_have_the_bits_of_low_ones() {
+    for tile in [32, 64] {
+        for (d, ns, place) in [
+            (40, [41, 29, 8].as_slice(), PLACES[2]),
+            (64, &[64, 16], PLACES[0]),
+            (129, &[70], PLACES[1]),
+        ] {
+            exact(fast(), &Pack::new(Draw::Whole, (d, ns), place, &tall(tile)));
+        }
+        let odd: Vec<Rows> =
+            tall(tile).into_iter().map(|(n, r, p)| (n, r, if p > 0.0 { 0.3 } else { p })).collect();
+        close(fast(), &Pack::new(Draw::Real, (72, &[40, 33]), PLACES[0], &odd));
+        // Alone every segment has tiles of 16 rows.
+        same_alone(&Pack::new(Draw::Real, (24, &[16, 24]), PLACES[0], &odd));
+    }
+}
+
 #[test]
 fn real_numbers_are_within_the_roundings() {
     let odd: Vec<Rows> =
@@ -318,7 +344,20 @@ fn every_access_is_checked() {
         exact(checked(), &pack);
     }
     checked().device().set_order(0);
-    exact(checked(), &Pack::new(Draw::Whole, (8, &[8]), PLACES[0], &[(3, 2, 0.0), (1100, 2, 0.0)]));
+    for (long, r) in [(1100, 2), (1024, 5), (1537, 1)] {
+        let rows = [(3, 2, 0.0), (long, r, 0.0)];
+        exact(checked(), &Pack::new(Draw::Whole, (8, &[8]), PLACES[0], &rows));
+    }
+    for (tile, d, ns, place) in [
+        (32, 8, [8].as_slice(), PLACES[0]),
+        (32, 17, &[9, 5], PLACES[2]),
+        (32, 40, &[24], PLACES[1]),
+        (64, 8, &[8], PLACES[0]),
+        (64, 17, &[9, 5], PLACES[2]),
+        (64, 40, &[24], PLACES[1]),
+    ] {
+        exact(checked(), &Pack::new(Draw::Whole, (d, ns), place, &tall(tile)));
+    }
 }
 
 #[test]

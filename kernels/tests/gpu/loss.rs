@@ -253,7 +253,7 @@ fn what_is_not_finite_stays_in_its_row() {
 
 #[test]
 fn every_access_is_checked() {
-    for (shape, place) in [((0, 4, 4), 0), ((3, 13, 20), 2), ((2, 24, 4099), 1)] {
+    for (shape, place) in [((0, 4, 4), 0), ((3, 13, 20), 2), ((5, 8, 33), 0), ((2, 24, 4099), 1)] {
         compare(checked(), &Case::new(shape, PLACES[place]));
     }
 }

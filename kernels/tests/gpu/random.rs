@@ -55,5 +55,7 @@ fn words_and_masks_are_equal() {
     ] {
         compare(fast(), key, counters, p);
     }
-    compare(checked(), [7, 8], [1, 2, 3], 0.5);
+    for (step, p) in [(3, 0.5), (4, 0.0), (u32::MAX, 0.9)] {
+        compare(checked(), [7, 8], [1, 2, step], p);
+    }
 }

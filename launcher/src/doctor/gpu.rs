@@ -1,6 +1,7 @@
 //! The GPUs: which rank has which, the libraries behind them, and whether they talk.
 
 use super::rates::rate;
+use kernels::cuda::usable;
 use kernels::nccl::{
     CudaLane, DeviceInfo, Driver, Group, Handles, Lane, Nccl, Result as GpuResult, versions,
 };
@@ -49,9 +50,9 @@ impl Gpus {
         match (&self.driver, seat.device) {
             (Err(kernels::nccl::Error::Missing { .. }), _) => "no GPU: no CUDA driver".to_owned(),
             (Err(error), _) => format!("no GPU: {error}"),
-            (Ok((_, devices)), Some(device)) => {
-                devices.get(device).map_or_else(|| "no GPU".to_owned(), ToString::to_string)
-            }
+            (Ok((driver, devices)), Some(device)) => devices
+                .get(device)
+                .map_or_else(|| "no GPU".to_owned(), |device| what_it_is(driver, device)),
             (Ok((_, devices)), None) if devices.is_empty() => {
                 "no GPU: the driver shows none (CUDA_VISIBLE_DEVICES?)".to_owned()
             }
@@ -108,6 +109,17 @@ impl Gpus {
         let handles = Handles { context, compute: 0, sum: None };
         Ok((nccl, Arc::new(CudaLane::new(Arc::clone(driver), handles)?)))
     }
+}
+
+/// The device, and why `engine.device = "cuda"` would refuse it if it would.
+fn what_it_is(driver: &Driver, device: &DeviceInfo) -> String {
+    let (major, minor) = device.capability;
+    let capability = (major.unsigned_abs(), minor.unsigned_abs());
+    let refused = match driver.version() {
+        Ok(version) => usable(version, capability).err().map(|error| error.to_string()),
+        Err(error) => Some(error.to_string()),
+    };
+    refused.map_or_else(|| device.to_string(), |why| format!("{device}, CANNOT BE USED: {why}"))
 }
 
 /// One number, then [`SAMPLE`] of them, summed over the ranks.

@@ -91,6 +91,19 @@ fn a_driver_without_a_gpu() {
 }
 
 #[test]
+fn a_driver_of_another_age() {
+    let story = Story::new();
+    let old = |start: Start| start.env("FAKE_NCCL_CUDA", Path::new("12040"));
+    let ended = old(doctor(&story, 0, &[])).run().must(0);
+    let why = "the driver serves CUDA 12.4: 13.0 is needed, release 580 or newer";
+    let gpu = "GPU 0, Fake GPU, 16 GiB, compute capability 9.0, GPU-fafafafa-";
+    prints(&ended, &[gpu, &format!(", CANNOT BE USED: open: {why}")]);
+    let args = ["bench", "kernels", "--op", "rope", "--device", "cuda"];
+    let bench = Start::new(story.root(), 0, &args).env("LD_LIBRARY_PATH", loader_path());
+    old(bench).run().must(3).says(&[&format!("error: open: {why}")]);
+}
+
+#[test]
 fn gpus_that_do_not_talk_end_with_their_words() {
     let story = Story::new();
     let fault = |fault: &str| {
